@@ -1,0 +1,148 @@
+"""Serves ``mmcv._ext``, the compiled half of mmcv, where no compiled one is installed.
+
+``mmcv.ops`` asks its extension module for every function while it is imported, so that mmcv-lite, which ships none,
+cannot be imported at all. :func:`install` adds two import finders:
+
+- one that stands last and offers a ``mmcv._ext`` made of the functions in :mod:`dense.compat.ops`. It is asked only
+  when nothing else has the module, hence a real compiled extension always wins;
+- one that stands first, looks at ``mmcv.ops`` alone and lets the ordinary machinery find it. After the import it puts
+  differentiable PyTorch functions in the place of mmcv's entry points, before any detector binds their names: these
+  know autocast, ``torch.compile`` and deterministic algorithms, which a hand-written backward does not.
+
+Functions that nobody serves exist too, since mmcv asks for them, and raise ``NotImplementedError`` when called.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, NoReturn
+
+EXTENSION = 'mmcv._ext'
+WRAPPERS = 'mmcv.ops'
+
+
+def unserved(name: str) -> Callable[..., NoReturn]:
+    """Return a stand-in for a compiled function that this package does not serve.
+
+    Args:
+        name: Name of the function in ``mmcv._ext``.
+    """
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        import torch
+
+        raise NotImplementedError(
+            f"mmcv's compiled function {name!r} is not among those that dense serves with PyTorch and torchvision.\n"
+            f'Install the full mmcv built for torch {torch.__version__} in place of mmcv-lite '
+            '(`pip uninstall mmcv-lite`, then `pip install mmcv`, which compiles), or choose a model without this op.'
+        )
+
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse
+
+
+class _ExtensionLoader(Loader):
+    """Fills the ``mmcv._ext`` that stands in for the compiled one."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None  # an ordinary module
+
+    def exec_module(self, module: ModuleType) -> None:
+        from dense.compat.ops import KERNELS
+
+        def stand_in(name: str) -> Callable[..., NoReturn]:
+            # The import system and inspect probe for private names, which a compiled module would not have either.
+            if name.startswith('_'):
+                raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
+            return unserved(name)
+
+        module.__doc__ = "The functions of mmcv's compiled extension, served by PyTorch and torchvision."
+        vars(module).update(KERNELS)
+        vars(module)['__getattr__'] = stand_in
+
+
+class _ExtensionFinder(MetaPathFinder):
+    """Offers ``mmcv._ext`` when no file provides it. Stands last in ``sys.meta_path``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != EXTENSION:
+            return None
+        # A finder added after this one may still know a compiled module: ask the files once more.
+        compiled = PathFinder.find_spec(fullname, path)
+        return compiled or ModuleSpec(EXTENSION, _ExtensionLoader(), origin='dense.compat.ops')
+
+
+class _WrapperFinder(MetaPathFinder):
+    """Lets the ordinary machinery import ``mmcv.ops``, then replaces its entry points. Stands first."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != WRAPPERS:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def execute_and_replace(module: ModuleType) -> None:
+            execute(module)
+            replace_entry_points(module)
+
+        # On the instance, so that the loader keeps its type and everything else that asks for the source still works.
+        loader.exec_module = execute_and_replace
+        return spec
+
+
+def replace_entry_points(mmcv_ops: ModuleType) -> None:
+    """Put the differentiable functions in the place of mmcv's; does nothing when ``mmcv._ext`` is a compiled one.
+
+    Args:
+        mmcv_ops: The imported package ``mmcv.ops``.
+    """
+    from dense.compat.ops import replace
+
+    if origin() == 'torchvision':
+        replace(mmcv_ops)
+
+
+def install() -> None:
+    """Make ``import mmcv.ops`` work without a compiler; a second call changes nothing."""
+    if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_ExtensionFinder())
+    if not any(isinstance(finder, _WrapperFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WrapperFinder())
+
+
+def origin() -> str:
+    """Tell where the functions of ``mmcv._ext`` come from, without importing mmcv.
+
+    Returns:
+        ``'compiled'`` when mmcv has a compiled extension, else ``'torchvision'``.
+    """
+    module = sys.modules.get(EXTENSION)
+    if module is not None:
+        spec = getattr(module, '__spec__', None)
+        return 'torchvision' if isinstance(getattr(spec, 'loader', None), _ExtensionLoader) else 'compiled'
+    package = importlib.util.find_spec('mmcv')
+    if package is None or package.submodule_search_locations is None:
+        return 'torchvision'
+    compiled = PathFinder.find_spec(EXTENSION, list(package.submodule_search_locations))
+    return 'torchvision' if compiled is None else 'compiled'
+
+
+def served_ops() -> dict[str, str]:
+    """Tell which op of mmcv is served by what.
+
+    Returns:
+        Name of the op in ``mmcv.ops`` to what computes it, for example ``{'nms': 'torchvision.ops.nms', ...}``.
+    """
+    from dense.compat.ops import SERVED
+
+    return dict(SERVED)
