@@ -1,4 +1,7 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and the help that its second line gives."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -15,3 +18,22 @@ class UserError(ValueError):
         super().__init__(f'{cause}\n{remedy}')
         self.cause = cause
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type['UserError'], tuple[str, str]]:
+        # The default would rebuild it from the joined message, one argument short, in another process.
+        return type(self), (self.cause, self.remedy)
+
+
+def did_you_mean(got: str, allowed: Iterable[str], *, limit: int = 12) -> str:
+    """Return the remedy for a name that is not among the allowed ones.
+
+    Args:
+        got: The unknown name.
+        allowed: The names that would have been right.
+        limit: With more allowed names than this and a likely one among them, the others are not listed.
+    """
+    names = sorted(set(allowed))
+    near = difflib.get_close_matches(got, names, n=3, cutoff=0.6)
+    listed = f'allowed: {", ".join(names)}' if names and (len(names) <= limit or not near) else ''
+    question = f'did you mean {" or ".join(repr(name) for name in near)}?' if near else ''
+    return ' '.join(part for part in (question, listed) if part) or 'nothing is allowed here; remove it'
