@@ -1,0 +1,8 @@
+"""InceptionNeXt-Atto with its published ImageNet-1K weights (224 px)."""
+
+backbone = dict(
+    type='InceptionNeXt',
+    arch='atto',
+    init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_atto'),
+)
+channels = [40, 80, 160, 320]

@@ -1,0 +1,8 @@
+"""InceptionNeXt-Base with its published ImageNet-1K weights (224 px)."""
+
+backbone = dict(
+    type='InceptionNeXt',
+    arch='base',
+    init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_base'),
+)
+channels = [128, 256, 512, 1024]

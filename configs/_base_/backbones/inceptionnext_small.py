@@ -1,0 +1,8 @@
+"""InceptionNeXt-Small with its published ImageNet-1K weights (224 px)."""
+
+backbone = dict(
+    type='InceptionNeXt',
+    arch='small',
+    init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_small'),
+)
+channels = [96, 192, 384, 768]

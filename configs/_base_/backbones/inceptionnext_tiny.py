@@ -1,0 +1,8 @@
+"""InceptionNeXt-Tiny with its published ImageNet-1K weights (224 px)."""
+
+backbone = dict(
+    type='InceptionNeXt',
+    arch='tiny',
+    init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_tiny'),
+)
+channels = [96, 192, 384, 768]

@@ -1,0 +1,20 @@
+"""What every run shares, whatever its task.
+
+Mirrors the part that mmdet and mmseg `configs/_base_/default_runtime.py` have in common. Differs in two points: the
+imports that register this project's classes, and no visualization hook (`tools/test.py --show-dir` draws instead).
+Whatever counts epochs or iterations stands with the schedules.
+"""
+
+custom_imports = dict(imports=['backbones', 'dense'], allow_failed_imports=False)
+
+# Worker processes already use every core: OpenCV's own threads would only compete with them.
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+vis_backends = [dict(type='LocalVisBackend')]
+
+log_level = 'INFO'
+load_from = None
+resume = False

@@ -1,0 +1,6 @@
+"""Detection's runtime. Mirrors mmdet `configs/_base_/default_runtime.py`; differs as `common.py` says."""
+
+_base_ = './common.py'
+
+default_scope = 'mmdet'
+visualizer = dict(type='DetLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')

@@ -1,0 +1,11 @@
+"""Segmentation's runtime. Mirrors mmseg `configs/_base_/default_runtime.py`; differs as `common.py` says.
+
+One more difference: cuDNN's benchmark mode stays off. Whole-image testing meets a new size with almost every image,
+so each would be benchmarked anew.
+"""
+
+_base_ = './common.py'
+
+default_scope = 'mmseg'
+visualizer = dict(type='SegLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')
+tta_model = dict(type='SegTTAModel')
