@@ -1,0 +1,93 @@
+"""Layers that more than one paper's network uses.
+
+Shapes: N batch, C channels, H and W height and width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# The names that OpenMMLab configs use. MMEngine itself registers none of them, and mmcv need not be installed.
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    'BN': nn.BatchNorm2d,
+    'SyncBN': nn.SyncBatchNorm,
+    'LN': LayerNorm2d,
+    'GN': lambda num_channels, **options: nn.GroupNorm(num_channels=num_channels, **options),
+}
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def build_norm(norm_cfg: Mapping[str, Any], num_channels: int) -> nn.Module:
+    """Build a normalisation layer for ``(N, C, H, W)`` maps.
+
+    Args:
+        norm_cfg: ``type`` is ``BN``, ``SyncBN``, ``LN`` (over the channels of each position), ``GN``, or a name in
+            MMEngine's ``MODELS``; ``requires_grad=False`` freezes its weights; the rest goes to the layer.
+        num_channels: C.
+
+    Raises:
+        ValueError: ``type`` is missing or unknown.
+    """
+    options = dict(norm_cfg)
+    name = options.pop('type', None)
+    requires_grad = options.pop('requires_grad', True)
+    layer = _NORMS.get(name) or (MODELS.get(name) if isinstance(name, str) else name)
+    if layer is None:
+        raise ValueError(
+            f'Unknown norm type {name!r}; allowed are {", ".join(_NORMS)} and the norms in the MODELS registry.\n'
+            "Name one, for example norm_cfg=dict(type='BN')."
+        )
+    norm = layer(num_channels, **options)
+    for parameter in norm.parameters():
+        parameter.requires_grad_(requires_grad)
+    return norm
+
+
+class Stage(nn.Module):
+    """One resolution of a hierarchical network: an optional downsampling, then blocks.
+
+    Args:
+        downsample: ``(N, C_in, H, W) -> (N, C, H / 2, W / 2)``, or ``nn.Identity()``.
+        blocks: Each maps ``(N, C, H, W)`` to the same shape.
+
+    Attributes:
+        with_cp: Recompute the blocks in the backward pass instead of storing their activations.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.with_cp = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W) -> (N, C, H', W')``, H' and W' halved (rounded down) if the stage downsamples."""
+        x = self.downsample(x)
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return self.blocks(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False, context_fn=_recompute_contexts(block))
+        return x
+
+
+def _recompute_contexts(module: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    return lambda: (nullcontext(), _running_statistics_kept(module))
+
+
+@contextmanager
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    # The recomputed pass sees the same batch again; without this, batch norms would count it twice.
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
