@@ -1,0 +1,198 @@
+"""Reading checkpoints strictly: tensors and plain data only, no code of any kind.
+
+Three roads lead from a checkpoint file to running code in mmengine, and all are closed here:
+
+* pickle: torch before 2.6 unpickles anything, and the onedl fork falls back to that on any file that the safe reader
+  refuses. Every scheme of ``CheckpointLoader`` is registered again with :func:`backbones.serialization.load_file`.
+* ``Runner.resume`` executes ``checkpoint['meta']['config']`` as Python. The loader removes that entry; mmengine itself
+  writes the key ``cfg``, which nobody executes, so that no file of its own loses anything.
+* an Inferencer without a config executes the config text found in the weights. It asks for the config now.
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.fileio import get_file_backend
+from mmengine.infer import BaseInferencer
+from mmengine.runner import checkpoint as mm_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from backbones.serialization import load_file
+from dense.errors import UserError
+
+from .rebind import rebind
+
+MARK = '_dense_repaired'
+CEPH_PREFIXES = [r'(\S+\:)?s3://', r'(\S+\:)?petrel://']
+
+
+def repair() -> None:
+    """Make every way of mmengine to read a checkpoint strict. Idempotent."""
+    for prefixes, loader in (
+        ([''], load_from_local),
+        (['http://', 'https://'], load_from_http),
+        (CEPH_PREFIXES, load_from_ceph),
+        (['open-mmlab://', 'openmmlab://'], load_from_openmmlab),
+        (['pavi://'], load_from_pavi),
+    ):
+        CheckpointLoader.register_scheme(prefixes, loader=loader, force=True)
+    # `torchvision://` and `mmcls://` resolve a name and call this function.
+    rebind(mm_checkpoint, 'load_from_http', load_from_http)
+    if hasattr(mm_checkpoint, '_safe_torch_load'):
+        rebind(mm_checkpoint, '_safe_torch_load', _strict_torch_load)
+    _drop_config_text()
+    _ask_for_config()
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Read a checkpoint file; ``file://`` is accepted.
+
+    Args:
+        filename: ``.pth`` or ``.safetensors``; ``~`` is expanded.
+        map_location: As in ``torch.load``; None reads to the CPU.
+
+    Raises:
+        UserError: The file is missing, damaged, or wants to run code.
+    """
+    path = os.path.expanduser(filename.removeprefix('file://'))
+    try:
+        return load_file(path, map_location='cpu' if map_location is None else map_location)
+    except UserError:
+        raise
+    except ValueError as error:
+        cause, _, remedy = str(error).partition('\n')
+        raise UserError(cause, remedy) from error
+
+
+def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True) -> Any:
+    """Download a checkpoint once, then read it as a local file.
+
+    In distributed training rank 0 downloads and the others wait, then take the file (or, on another machine,
+    download it themselves).
+
+    Args:
+        filename: ``http://`` or ``https://`` address.
+        map_location: As in :func:`load_from_local`.
+        model_dir: Where downloads are kept; by default the folder of ``torch.hub``.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: The download failed, or the file is refused.
+    """
+    rank, world_size = get_dist_info()
+    if rank == 0:
+        path = _download(filename, model_dir, progress)
+    if world_size > 1:
+        barrier()
+        if rank > 0:
+            path = _download(filename, model_dir, progress=False)
+    return load_from_local(path, map_location)
+
+
+def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> Any:
+    """Fetch a checkpoint from an object store through mmengine's file backend, then read it as a local file.
+
+    Args:
+        filename: ``s3://`` or ``petrel://`` address, with an optional cluster in front.
+        map_location: As in :func:`load_from_local`.
+        backend: Name of the file backend.
+    """
+    content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(filename).name
+        path.write_bytes(content)
+        return load_from_local(str(path), map_location)
+
+
+def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
+    """Resolve ``open-mmlab://NAME`` by mmengine's table and read what it stands for.
+
+    Args:
+        filename: ``open-mmlab://`` or ``openmmlab://`` and a name of mmengine's model table.
+        map_location: As in :func:`load_from_local`.
+
+    Raises:
+        UserError: The table has no such name.
+    """
+    name = filename.partition('://')[2]
+    name = mm_checkpoint.get_deprecated_model_names().get(name, name)
+    table = mm_checkpoint.get_external_models()
+    if name not in table:
+        raise UserError(
+            f'{filename}: the OpenMMLab model table has no name {name!r}',
+            f'name one of its {len(table)} models, such as {min(table)}, or give a file or an address',
+        )
+    place = table[name]
+    if place.startswith(('http://', 'https://')):
+        return load_from_http(place, map_location)
+    return load_from_local(os.path.join(mm_checkpoint._get_mmengine_home(), place), map_location)
+
+
+def load_from_pavi(filename: str, map_location: Any = None) -> Any:
+    """Refuse ``pavi://``: its client reads files with an unrestricted pickle.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(f'{filename}: pavi:// is not read here', 'download the file and give its path')
+
+
+def _download(url: str, model_dir: str | None, progress: bool) -> str:
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(urlparse(url).path).name
+    if not path.is_file():
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=progress)
+        except OSError as error:
+            remedy = f'check the address and the network, or put the file at {path}'
+            raise UserError(f'{url} could not be downloaded: {error}', remedy) from error
+    return str(path)
+
+
+def _strict_torch_load(file: Any, map_location: Any = None, weights_only: bool | None = True) -> Any:
+    if isinstance(file, str | os.PathLike):
+        return load_from_local(os.fspath(file), map_location)
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def _drop_config_text() -> None:
+    original = CheckpointLoader.load_checkpoint.__func__
+    if hasattr(original, MARK):
+        return
+
+    @functools.wraps(original)
+    def load_checkpoint(cls: type, filename: str, map_location: Any = None, logger: Any = 'current') -> Any:
+        checkpoint = original(cls, filename, map_location, logger)
+        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+        if isinstance(meta, dict):
+            meta.pop('config', None)
+        return checkpoint
+
+    setattr(load_checkpoint, MARK, True)
+    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def _ask_for_config() -> None:
+    original: Callable[..., Any] = BaseInferencer._init_model
+    if hasattr(original, MARK):
+        return
+
+    @functools.wraps(original)
+    def _init_model(self: BaseInferencer, cfg: Any, weights: str | None, device: str = 'cpu') -> Any:
+        if not cfg:
+            raise UserError(
+                f'no config was given for {weights}, and config text found in a checkpoint is never executed',
+                'give the config file too: Inferencer(model=CONFIG, weights=CHECKPOINT)',
+            )
+        return original(self, cfg, weights, device)
+
+    setattr(_init_model, MARK, True)
+    BaseInferencer._init_model = _init_model

@@ -1,0 +1,361 @@
+"""What is installed, what runs where, and what is wrong with it.
+
+This file imports nothing but the standard library when it is loaded, so that ``tools/doctor.py`` can run it when the
+packages that it examines are missing or broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+# Distribution to (first supported version, first unsupported one). The two families of OpenMMLab packages keep their
+# bounds in pyproject.toml as well, because pip installs them from there; a test compares the two.
+BOUNDS: dict[str, tuple[str, str | None]] = {
+    'torch': ('2.4', None),
+    'torchvision': ('0.19', None),
+    'timm': ('1.0.15', None),
+    'numpy': ('1.26', None),
+    'opencv-python-headless': ('4.9', None),
+    'mmengine': ('0.10.7', '0.11'),
+    'mmcv-lite': ('2.1.0', '2.2'),
+    'mmcv': ('2.1.0', '2.2'),
+    'mmdet': ('3.3.0', '3.4'),
+    'mmsegmentation': ('1.2.2', '1.3'),
+    'onedl-mmengine': ('0.10.12', '0.10.13'),
+    'onedl-mmcv': ('2.3.6', '2.3.7'),
+    'onedl-mmdetection': ('3.5.1', '3.5.2'),
+    'onedl-mmsegmentation': ('1.4.2', '1.4.3'),
+}
+OLDEST_PYTHON = (3, 10)
+
+# Module to the distribution that provides it by default, upstream and in the onedl family.
+MODULES: dict[str, tuple[str, str]] = {
+    'torch': ('torch', 'torch'),
+    'torchvision': ('torchvision', 'torchvision'),
+    'timm': ('timm', 'timm'),
+    'numpy': ('numpy', 'numpy'),
+    'cv2': ('opencv-python-headless', 'opencv-python-headless'),
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv-lite', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
+WITHOUT_DEPENDENCIES = ('cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
+
+# What the forks put in the place of an operator that could not be imported says this when it is called.
+STUB_TEXT = 'requires mmcv to be compiled'
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with the environment.
+
+    Attributes:
+        cause: What is wrong, in one line.
+        remedy: The command that mends it, run in the project's folder, or what else to do.
+    """
+
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """The page that :func:`check_environment` gives; ``str(report)`` is meant to be read.
+
+    Attributes:
+        versions: What is installed: name to version and distribution.
+        machine: Devices and threads: name to text.
+        operators: Op of ``mmcv.ops`` to what computes it; empty when that could not be found out.
+        origin: ``'compiled'``, ``'torchvision'`` or ``'unknown'``: where mmcv's operators come from.
+        problems: What is wrong; empty when all is well.
+    """
+
+    versions: Mapping[str, str]
+    machine: Mapping[str, str]
+    operators: Mapping[str, str]
+    origin: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem was found."""
+        return not self.problems
+
+    def page(self, width: int) -> str:
+        """The report as text.
+
+        Args:
+            width: Number of columns; commands are never broken, so that they can be copied.
+        """
+        blocks = [
+            _table('Versions', self.versions.items(), width),
+            _table('Machine', self.machine.items(), width),
+            _table(f'Operators of mmcv: {self.origin}', _by_source(self.operators), width),
+            _problem_list(self.problems, width),
+        ]
+        return '\n\n'.join(block for block in blocks if block)
+
+    def __str__(self) -> str:
+        return self.page(width=min(shutil.get_terminal_size().columns, 120))
+
+
+def check_environment() -> EnvironmentReport:
+    """Examine the Python environment, the packages and the devices.
+
+    It imports torch, torchvision, mmcv and timm to see that they can be imported; a package that cannot is a problem
+    in the report, never an exception.
+    """
+    owners = _owners()
+    metadata_problems = [*_duplicates(owners), *_missing(owners), *_unsupported(owners), *_torch_pair()]
+    # Looked for before anything is imported here: it is about what the caller imported.
+    stub_problems = list(_stubs())
+    imported, import_problems = _import_all(owners)
+    operators, origin, operator_problems = _operators()
+    return EnvironmentReport(
+        versions=_versions(owners),
+        machine=_machine(imported),
+        operators=operators,
+        origin=origin,
+        problems=(*metadata_problems, *stub_problems, *import_problems, *operator_problems),
+    )
+
+
+def install_command(module: str, family: str = 'openmmlab') -> str:
+    """The command that installs what provides ``module``, to be run in the project's folder.
+
+    Args:
+        module: A name of :data:`MODULES`.
+        family: ``'openmmlab'`` or ``'onedl'``.
+    """
+    if module in WITHOUT_DEPENDENCIES:
+        group = 'openmmlab' if module == 'cv2' else family
+        return f'{_pip()} install -c constraints.txt --no-deps --group {group}'
+    return f'{_pip()} install -c constraints.txt -e .'
+
+
+def _pip() -> str:
+    python = Path(sys.executable)
+    inside = python.is_relative_to(PROJECT)
+    return f'{python.relative_to(PROJECT) if inside else python} -m pip'
+
+
+def _owners() -> dict[str, list[str]]:
+    """Module to the names of the distributions that provide it, without repetition."""
+    provided = importlib.metadata.packages_distributions()
+    return {module: sorted({_normal(name) for name in provided.get(module, []) if name}) for module in MODULES}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
+def _family(owners: Mapping[str, list[str]]) -> str:
+    """The family that most of the modules come from."""
+    mm = [name for module in WITHOUT_DEPENDENCIES if module != 'cv2' for name in owners[module]]
+    forks = sum(name.startswith('onedl-') for name in mm)
+    return 'onedl' if forks > len(mm) - forks else 'openmmlab'
+
+
+def _duplicates(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+    for module, names in owners.items():
+        if len(names) > 1:
+            versions = ' and '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
+            yield Problem(
+                f'{len(names)} distributions own the package {module}: {versions}; their files overwrite each other.',
+                f'{_pip()} uninstall -y {" ".join(names)} && {install_command(module, _family(owners))}',
+            )
+
+
+def _missing(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+    family = _family(owners)
+    for module, names in owners.items():
+        if not names:
+            wanted = MODULES[module][family == 'onedl']
+            yield Problem(f'{wanted} (the package {module}) is not installed.', install_command(module, family))
+
+
+def _unsupported(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = '.'.join(map(str, OLDEST_PYTHON))
+        yield Problem(f'Python {platform.python_version()} is older than {oldest}.', 'make venv PYTHON=python3.12')
+    for module, names in owners.items():
+        for name in names:
+            version = importlib.metadata.version(name)
+            low, high = BOUNDS.get(name, BOUNDS.get(MODULES[module][0], ('0', None)))
+            if name not in BOUNDS and module != 'cv2':
+                allowed = ' or '.join(dict.fromkeys(MODULES[module]))
+                yield Problem(
+                    f'{name} {version} provides the package {module}; supported are {allowed}.',
+                    f'{_pip()} uninstall -y {name} && {install_command(module, _family(owners))}',
+                )
+            elif _number(version) < _number(low) or (high is not None and _number(version) >= _number(high)):
+                allowed = f'>= {low}' + (f', < {high}' if high else '')
+                yield Problem(
+                    f'{name} {version} is not supported; supported is {allowed}.',
+                    install_command(module, _family(owners)),
+                )
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: ``'2.14.1+cu130'`` is (2, 14, 1)."""
+    found = re.match(r'\d+(\.\d+)*', version)
+    numbers = [int(part) for part in found.group().split('.')] if found else [0]
+    while numbers and numbers[-1] == 0:  # 2.2 and 2.2.0 are the same
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _torch_pair() -> Iterator[Problem]:
+    """torch 2.N and torchvision 0.(N + 15) are made for each other; any other pair fails at import."""
+    versions = {name: _version(name) for name in ('torch', 'torchvision')}
+    torch, torchvision = ((*_number(version or '0'), 0, 0) for version in versions.values())
+    if None not in versions.values() and torch[0] == 2 and torchvision[:2] != (0, torch[1] + 15):
+        yield Problem(
+            f'torchvision {versions["torchvision"]} does not belong to torch {versions["torch"]}.',
+            f"{_pip()} install 'torchvision==0.{torch[1] + 15}.*'",
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _stubs() -> Iterator[Problem]:
+    """Functions that mmdet or mmseg bound in the place of operators, because they were imported before ``dense``."""
+    loaded = [
+        (path, module) for path, module in list(sys.modules.items()) if path.partition('.')[0] in ('mmdet', 'mmseg')
+    ]
+    found = sorted(f'{path}.{name}' for path, module in loaded for name in _stubs_of(module, path))
+    if found:
+        yield Problem(
+            f'{found[0].partition(".")[0]} was imported before dense and keeps {len(found)} broken '
+            f'operator{"s" * (len(found) > 1)}, such as {found[0]}.',
+            'put `import dense` before `import mmdet` and `import mmseg`, and start Python (or the notebook) again',
+        )
+
+
+def _stubs_of(module: ModuleType, path: str) -> Iterator[str]:
+    for name, value in list(getattr(module, '__dict__', {}).items()):
+        if getattr(value, '__module__', None) != path:
+            continue
+        code = getattr(value if not isinstance(value, type) else value.__dict__.get('__init__'), '__code__', None)
+        if code is not None and any(isinstance(text, str) and STUB_TEXT in text for text in code.co_consts):
+            yield name
+
+
+def _import_all(owners: Mapping[str, list[str]]) -> tuple[dict[str, ModuleType], list[Problem]]:
+    imported: dict[str, ModuleType] = {}
+    problems: list[Problem] = []
+    for module in (name for name, names in owners.items() if names):
+        try:
+            imported[module] = importlib.import_module(module)
+        except Exception as error:  # whatever a broken package raises belongs on the page
+            reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+            again = install_command(module, _family(owners)).replace(' install ', ' install --force-reinstall ', 1)
+            problems.append(Problem(f'{module} is installed but cannot be imported: {reason}', again))
+    return imported, problems
+
+
+def _operators() -> tuple[dict[str, str], str, list[Problem]]:
+    try:
+        extension = importlib.import_module('dense.compat.extension')
+        extension.install()
+        importlib.import_module('mmcv.ops')
+        origin = extension.origin()
+        served = extension.served_ops() if origin == 'torchvision' else {'all': 'the compiled mmcv._ext'}
+    except Exception as error:  # as above
+        reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+        return (
+            {},
+            'unknown',
+            [Problem(f'the operators of mmcv are not there: {reason}', 'mend the other problems first')],
+        )
+    return served, origin, []
+
+
+def _versions(owners: Mapping[str, list[str]]) -> dict[str, str]:
+    rows = {'python': f'{platform.python_version()}  {sys.executable}'}
+    for module, names in owners.items():
+        known = [f'{importlib.metadata.version(name)}{"" if name == module else f"  ({name})"}' for name in names]
+        rows[module] = ', '.join(known) or 'not installed'
+    return rows
+
+
+def _machine(imported: Mapping[str, ModuleType]) -> dict[str, str]:
+    rows = {'system': f'{platform.system()} {platform.machine()}', 'device': 'unknown: torch cannot be imported'}
+    torch: Any = imported.get('torch')
+    if torch is not None:
+        rows['device'] = _device(torch)
+        rows['CUDA of torch'] = torch.version.cuda or 'none: a build for the CPU'
+    rows['threads'] = _threads(imported)
+    return rows
+
+
+def _device(torch: Any) -> str:
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return ', '.join(f'{device.name} ({device.total_memory / 2**30:.0f} GiB)' for device in devices)
+    if torch.backends.mps.is_available():
+        return 'Apple GPU (mps)'
+    return 'CPU: torch sees no GPU'
+
+
+def _threads(imported: Mapping[str, ModuleType]) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    torch: Any = imported.get('torch')
+    cv2: Any = imported.get('cv2')
+    parts = [f'{cores} cores']
+    if torch is not None:
+        parts.append(f'torch uses {torch.get_num_threads()}')
+    if cv2 is not None:
+        parts.append(f'OpenCV {cv2.getNumThreads()}')
+    return ', '.join(parts)
+
+
+def _by_source(operators: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Rows of (source, ops it serves)."""
+    grouped: dict[str, list[str]] = {}
+    for name, source in operators.items():
+        grouped.setdefault(source, []).append(name)
+    return [(', '.join(sorted(names)), source) for source, names in grouped.items()]
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]], width: int) -> str:
+    rows = list(rows)
+    if not rows:
+        return title
+    column = min(max(len(name) for name, _ in rows), 28) + 2
+    lines = [title]
+    for name, value in rows:
+        head = f'  {name:<{column}}' if len(name) < column else f'  {name}\n{" " * (column + 2)}'
+        wrapped = textwrap.wrap(value, max(width - column - 2, 20), break_on_hyphens=False) or ['']
+        lines.append(head + f'\n{" " * (column + 2)}'.join(wrapped))
+    return '\n'.join(lines)
+
+
+def _problem_list(problems: tuple[Problem, ...], width: int) -> str:
+    if not problems:
+        return 'No problem found.'
+    lines = [f'{len(problems)} problem{"s" * (len(problems) > 1)} found. Run the commands in {PROJECT}']
+    for number, problem in enumerate(problems, 1):
+        lines += ['', *textwrap.wrap(f'{number}. {problem.cause}', width, subsequent_indent='   ')]
+        lines.append(f'   -> {problem.remedy}')
+    return '\n'.join(lines)
