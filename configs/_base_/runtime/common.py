@@ -1,11 +1,9 @@
 """What every run shares, whatever its task.
 
-Mirrors the part that mmdet and mmseg `configs/_base_/default_runtime.py` have in common. Differs in two points: the
-imports that register this project's classes, and no visualization hook (`tools/test.py --show-dir` draws instead).
-Whatever counts epochs or iterations stands with the schedules.
+Mirrors the part that mmdet and mmseg `configs/_base_/default_runtime.py` have in common. Differs in one point: no
+visualization hook (`tools/test.py --show-dir` draws instead). Whatever counts epochs or iterations stands with the
+schedules; what a task needs imported, in `det.py` and `seg.py`.
 """
-
-custom_imports = dict(imports=['backbones', 'dense'], allow_failed_imports=False)
 
 # Worker processes already use every core: OpenCV's own threads would only compete with them.
 env_cfg = dict(

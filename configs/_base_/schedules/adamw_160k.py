@@ -4,23 +4,14 @@ Mirrors mmseg `configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_
 `configs/_base_/schedules/schedule_160k.py`: AdamW 6e-5, weight decay 0.01, linear warm-up over 1500 iterations from
 1e-6, then a straight line to 0. The paper (section 4.2, appendix A.2) prints optimizer, rate, batch and length; decay
 and warm-up come from Swin's config. No gradient clipping, no layer-wise decay, no mixed precision.
-
-Differs in how undecayed parameters are found. Norm layers: by class instead of by the word `norm` in the name, which
-would miss `stem.1`, `downsample.0` and the heads' `bn`. Layer scale (`gamma`), which Swin lacks, is not decayed either:
-a gain per channel like a norm's weight, and not decayed in the ImageNet training. Biases are decayed, as in Swin's.
 """
 
-_base_ = './by_iteration.py'
+_base_ = ['./by_iteration.py', './adamw.py']
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(gamma=dict(decay_mult=0.0))),
-    clip_grad=None,
-)
+optim_wrapper = dict(optimizer=dict(lr=6e-5, weight_decay=0.01))
 auto_scale_lr = dict(enable=False, base_batch_size=16)  # 4 GPUs x 4 images
