@@ -5,19 +5,92 @@ differentiates, and ``KERNELS``: functions with the calling convention of mmcv's
 into tensors that the caller made, backward passes apart).
 """
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-from dense.compat.ops import nms, roi
+import torch
+import torchvision
 
-KERNELS: dict[str, Callable] = {**nms.KERNELS, **roi.KERNELS}
-SERVED: dict[str, str] = {'nms': 'torchvision.ops.nms', 'roi_align': 'torchvision.ops.roi_align'}
+from dense.compat.ops import attention, deform, focal, nms, roi
+
+
+def _compiler_version() -> str:
+    return f'none: torchvision {torchvision.__version__} and PyTorch serve the ops'
+
+
+def _compiling_cuda_version() -> str:
+    return torch.version.cuda or 'none'
+
+
+KERNELS: dict[str, Callable] = {
+    'get_compiler_version': _compiler_version,
+    'get_compiling_cuda_version': _compiling_cuda_version,
+    **nms.KERNELS,
+    **roi.KERNELS,
+    **deform.KERNELS,
+    **attention.KERNELS,
+    **focal.KERNELS,
+}
+
+SERVED = {
+    'nms': 'torchvision.ops.nms',
+    'batched_nms': 'torchvision.ops.nms',
+    'soft_nms': 'NumPy',
+    'nms_match': 'NumPy',
+    'bbox_overlaps': 'PyTorch',
+    'RoIAlign (avg)': 'torchvision.ops.roi_align',
+    'RoIAlign (max)': 'PyTorch',
+    'RoIPool': 'PyTorch',
+    'DeformConv2d': 'torchvision.ops.deform_conv2d',
+    'ModulatedDeformConv2d': 'torchvision.ops.deform_conv2d',
+    'MultiScaleDeformableAttention': 'PyTorch',
+    'sigmoid_focal_loss': 'PyTorch',
+    'softmax_focal_loss': 'PyTorch',
+}
+
+# Module of mmcv.ops, name in it, and what takes its place.
+FUNCTIONS: tuple[tuple[str, str, Callable], ...] = (
+    ('roi_align', 'roi_align', roi.roi_align),
+    ('roi_pool', 'roi_pool', roi.roi_pool),
+    ('deform_conv', 'deform_conv2d', deform.deform_conv2d),
+    ('modulated_deform_conv', 'modulated_deform_conv2d', deform.modulated_deform_conv2d),
+    ('multi_scale_deform_attn', 'multi_scale_deformable_attn_pytorch', attention.multi_scale_deformable_attention),
+    ('focal_loss', 'sigmoid_focal_loss', focal.sigmoid_focal_loss),
+    ('focal_loss', 'softmax_focal_loss', focal.softmax_focal_loss),
+)
+
+# Where mmcv's own wrapper calls an autograd function by its class: module, class, and what takes ``apply``'s place.
+APPLY: tuple[tuple[str, str, Callable], ...] = (
+    ('nms', 'NMSop', nms.filtered_kept_indices),
+    ('nms', 'SoftNMSop', nms.soft_nms),
+    ('multi_scale_deform_attn', 'MultiScaleDeformableAttnFunction', attention.attend),
+)
 
 
 def replace(mmcv_ops: ModuleType) -> None:
-    mmcv_ops.nms  # noqa
-    import sys
+    """Put these functions in the place of mmcv's, wherever a module of ``mmcv.ops`` has bound them.
 
-    sys.modules['mmcv.ops.nms'].NMSop.apply = staticmethod(nms.filtered_kept_indices)
-    sys.modules['mmcv.ops.roi_align'].roi_align = roi.roi_align
-    mmcv_ops.roi_align = roi.roi_align
+    Args:
+        mmcv_ops: The imported package ``mmcv.ops``.
+    """
+
+    # A module cannot be had as an attribute of the package, where a function of the same name hides it.
+    def submodule(name: str) -> Any:
+        return sys.modules[f'{mmcv_ops.__name__}.{name}']
+
+    for module, name, function in FUNCTIONS:
+        _rebind(mmcv_ops, name, getattr(submodule(module), name), function)
+    for module, name, function in APPLY:
+        getattr(submodule(module), name).apply = staticmethod(function)
+    batched_nms = submodule('nms').batched_nms
+    _rebind(mmcv_ops, 'batched_nms', batched_nms, nms.in_full_precision(batched_nms))
+
+
+def _rebind(package: ModuleType, name: str, old: Callable, new: Callable) -> None:
+    """Bind ``name`` to ``new`` in every module of the package in which it is bound to ``old``."""
+    for module_name, module in list(sys.modules.items()):
+        inside = module_name == package.__name__ or module_name.startswith(package.__name__ + '.')
+        if inside and vars(module).get(name) is old:
+            setattr(module, name, new)

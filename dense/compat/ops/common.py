@@ -1,4 +1,4 @@
-"""What all families of ops share: the arithmetic's precision and vector-Jacobian products."""
+"""What all families of ops share: the arithmetic's precision, determinism and vector-Jacobian products."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +27,14 @@ def needs_determinism(tensor: Tensor) -> bool:
     return tensor.device.type != 'cpu' and torch.are_deterministic_algorithms_enabled()
 
 
+def pair(size: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """Return ``(height, width)`` of a size that may be one number for both."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size if len(size) == 2 else (size[0], size[0])
+    return int(height), int(width)
+
+
 def vector_jacobian(function: Callable[..., Tensor], inputs: list[Tensor], grad_output: Tensor) -> list[Tensor]:
     """Differentiate ``function(*inputs)`` with respect to each input, weighted by ``grad_output``.
 
@@ -38,6 +46,5 @@ def vector_jacobian(function: Callable[..., Tensor], inputs: list[Tensor], grad_
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = function(*leaves)
-        return list(
-            torch.autograd.grad(output, leaves, grad_output.to(output.dtype), allow_unused=True, materialize_grads=True)
-        )
+        weights = grad_output.to(output.dtype)
+        return list(torch.autograd.grad(output, leaves, weights, materialize_grads=True))

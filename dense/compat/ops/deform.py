@@ -1,0 +1,285 @@
+"""Deformable convolution, versions 1 and 2, by torchvision's kernel.
+
+Dai et al., Deformable Convolutional Networks, 2017, section 2.1 (https://arxiv.org/abs/1703.06211); Zhu et al.,
+Deformable ConvNets v2, 2018, equation 1 (https://arxiv.org/abs/1811.11168), which weighs each sample by a mask.
+
+Legend of shapes: N images, C input and O output channels, KH x KW kernel, G groups of deformation (channels that share
+offsets), H' and W' of the output. The offsets' channels are G x KH x KW pairs (dy, dx).
+"""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import Tensor
+
+from dense.compat.ops.common import pair, vector_jacobian, without_autocast, working_dtype
+
+Size = int | tuple[int, int]
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:
+    """Convolve at displaced sampling points; stands in for ``mmcv.ops.deform_conv2d``.
+
+    Args:
+        input: Shape (N, C, H, W).
+        offset: Displacements in pixels, shape (N, 2 * G * KH * KW, H', W').
+        weight: Shape (O, C / groups, KH, KW).
+        stride: Of the sampling grid, in pixels.
+        padding: Zeros around the input, in pixels.
+        dilation: Distance of the kernel's elements, in pixels.
+        groups: Groups of channels convolved apart.
+        deform_groups: G.
+        bias: Always False: mmcv adds the bias outside.
+        im2col_step: How many images mmcv's kernel takes at once; without effect here, and N need not be a multiple.
+
+    Returns:
+        Shape (N, O, H', W'), dtype of ``offset``, which tells autocast's precision as in mmcv.
+
+    Raises:
+        ValueError: The channels do not fit the groups, the offset does not fit the kernel, or ``bias`` is True.
+    """
+    if bias:
+        raise ValueError('bias is True, allowed is False\nadd the bias to the result instead')
+    return _convolve(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
+
+
+def modulated_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:
+    """Convolve at displaced and weighted sampling points; stands in for ``mmcv.ops.modulated_deform_conv2d``.
+
+    Args:
+        input: Shape (N, C, H, W).
+        offset: Displacements in pixels, shape (N, 2 * G * KH * KW, H', W').
+        mask: Weights of the samples, shape (N, G * KH * KW, H', W').
+        weight: Shape (O, C / groups, KH, KW).
+        bias: Shape (O,).
+        stride: Of the sampling grid, in pixels.
+        padding: Zeros around the input, in pixels.
+        dilation: Distance of the kernel's elements, in pixels.
+        groups: Groups of channels convolved apart.
+        deform_groups: G.
+
+    Returns:
+        Shape (N, O, H', W'), dtype of ``offset``, which tells autocast's precision as in mmcv.
+
+    Raises:
+        ValueError: The channels do not fit the groups, or the offset or mask does not fit the kernel.
+    """
+    return _convolve(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+
+
+def _convolve(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
+    _check_channels(input, offset, mask, weight, groups, deform_groups)
+    dtype = working_dtype(offset)
+    with without_autocast(input):
+        output = torchvision.ops.deform_conv2d(
+            input.to(dtype),
+            offset.to(dtype),
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+            stride=pair(stride),
+            padding=pair(padding),
+            dilation=pair(dilation),
+            mask=None if mask is None else mask.to(dtype),
+        )
+    return output.to(offset.dtype)
+
+
+def _check_channels(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, groups: int, deform_groups: int
+) -> None:
+    """Compare the declared groups with the shapes, from which torchvision alone would infer them."""
+    if input.dim() != 4:
+        raise ValueError(f'input has {input.dim()} dimensions, allowed are 4 (N, C, H, W)\nadd the missing dimension')
+    points = deform_groups * weight.shape[2] * weight.shape[3]
+    expected = {'input': (input, weight.shape[1] * groups), 'offset': (offset, 2 * points)}
+    if mask is not None:
+        expected['mask'] = mask, points
+    for name, (tensor, channels) in expected.items():
+        if tensor.shape[1] != channels:
+            raise ValueError(
+                f'{name} has {tensor.shape[1]} channels, but a weight of shape {tuple(weight.shape)}, groups {groups} '
+                f'and deform_groups {deform_groups} allow {channels}\nmend the groups or the layer that makes {name}'
+            )
+
+
+# The calling convention of mmcv's compiled extension. It passes buffers (columns, ones) that are not needed here.
+
+
+def _deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group
+    output.copy_(deform_conv2d(input, offset, weight, *geometry))
+
+
+def _deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group
+    grads = vector_jacobian(lambda x, o: deform_conv2d(x, o, weight, *geometry), [input, offset], grad_output)
+    grad_input += grads[0]
+    grad_offset += grads[1]
+
+
+def _deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group
+    leaf = grad_weight.detach().to(input.dtype)  # linear in the weight: its value does not matter
+    grads = vector_jacobian(lambda w: deform_conv2d(input, offset, w, *geometry), [leaf], grad_output)
+    grad_weight += scale * grads[0]
+
+
+def _modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group
+    output.copy_(modulated_deform_conv2d(input, offset, mask, weight, bias if with_bias else None, *geometry))
+
+
+def _modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group
+
+    def convolve(x: Tensor, o: Tensor, m: Tensor, w: Tensor) -> Tensor:
+        return modulated_deform_conv2d(x, o, m, w, None, *geometry)
+
+    grads = vector_jacobian(convolve, [input, offset, mask, weight], grad_output)
+    for total, grad in zip((grad_input, grad_offset, grad_mask, grad_weight), grads, strict=True):
+        total += grad
+    if with_bias:
+        grad_bias += grad_output.sum((0, 2, 3))
+
+
+KERNELS: dict[str, Callable] = {
+    'deform_conv_forward': _deform_conv_forward,
+    'deform_conv_backward_input': _deform_conv_backward_input,
+    'deform_conv_backward_parameters': _deform_conv_backward_parameters,
+    'modulated_deform_conv_forward': _modulated_deform_conv_forward,
+    'modulated_deform_conv_backward': _modulated_deform_conv_backward,
+}
