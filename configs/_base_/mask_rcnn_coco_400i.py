@@ -1,4 +1,4 @@
-"""Mask R-CNN with slim heads on COCO at 320 pixels, 400 iterations of 4 images: a look at real data on a laptop."""
+"""Mask R-CNN with slim heads on COCO at 320 pixels, 400 iterations of 8 images: a look at real data on a laptop."""
 
 _base_ = [
     './models/mask_rcnn_fpn_slim.py',

@@ -1,4 +1,4 @@
-"""COCO in its usual layout at a size that two CPU cores bear: longest side 320, 4 images per step, endless sampling.
+"""COCO in its usual layout at a size that two CPU cores bear: longest side 320, 8 images per step, endless sampling.
 
 Differs from `coco_instance.py` in what stands here. Photos without an object are kept, so that small excerpts of COCO
 train on everything they have.
@@ -7,7 +7,7 @@ train on everything they have.
 _base_ = './coco_instance.py'
 
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         filter_cfg=dict(filter_empty_gt=False),
