@@ -1,21 +1,33 @@
 """From a config to a trained and tested model: what the commands in ``tools/`` and the demo call.
 
->>> cfg = load_config('configs/mini/mask-rcnn_inceptionnext-a_fpn_400i_mini-160x160.py', data_root='data/mini')
->>> train(cfg)
->>> test(cfg, 'work_dirs/.../iter_400.pth')
+>>> cfg = load_config('configs/mask_rcnn/mask-rcnn_inceptionnext-a_fpn_1x_coco.py', data_root='data/coco')
+>>> runner = train(cfg)
+>>> metrics = test(cfg, 'work_dirs/.../epoch_12.pth')
 """
 
+import copy
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+import dense.compat
+from backbones.serialization import load_file
+from dense.arm import arm_for_test, arm_for_training
+from dense.checkpoint import latest_checkpoint
+from dense.data.check import check_paths, fit_classes
+from dense.data.root import find_data, replace_data_root
 from dense.errors import UserError, did_you_mean
+from dense.options import check_options, check_top_level
+from dense.runner import DenseRunner
+from dense.screen import notice, quiet_libraries
 
 PROJECT = Path(__file__).resolve().parent.parent
 _run_number = itertools.count()
@@ -44,18 +56,22 @@ def load_config(
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
         load_from: Checkpoint file whose weights training starts from.
         amp: Train in mixed precision.
-        launcher: ``'none'``, or how the processes of a distributed run were started: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
-        seed: Seed of every random number; the config's, or else 0.
+        launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
+        seed: Seed of every random number; by default that of the resumed run, of the config, or else 0.
         deterministic: Use deterministic algorithms even where they are slower.
 
     Raises:
         UserError: The file, a key or a checkpoint does not exist.
     """
-    cfg = Config.fromfile(str(find_config(path)))
+    with quiet_libraries():
+        cfg = _read(find_config(path))
+    check_top_level(cfg)
     if options:
+        check_options(cfg, options)
         cfg.merge_from_dict(dict(options))
     if data_root is not None:
         replace_data_root(cfg, str(data_root))
+    find_data(cfg, PROJECT)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or PROJECT / 'work_dirs' / Path(cfg.filename).stem)
     cfg.launcher = launcher
     if amp:
@@ -63,11 +79,13 @@ def load_config(
     if load_from is not None:
         cfg.load_from = str(load_from)
     if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
+        cfg.resume, cfg.load_from = True, None if resume == 'auto' else str(resume)
     randomness = dict(cfg.get('randomness') or {})
-    randomness['seed'] = seed if seed is not None else randomness.get('seed') or 0
-    cfg.randomness = ConfigDict(randomness, deterministic=deterministic or randomness.get('deterministic', False))
+    cfg.randomness = ConfigDict(
+        randomness,
+        seed=randomness.get('seed') if seed is None else seed,
+        deterministic=deterministic or randomness.get('deterministic', False),
+    )
     return cfg
 
 
@@ -80,45 +98,39 @@ def find_config(path: str | Path) -> Path:
     for candidate in (Path(path), PROJECT / path):
         if candidate.is_file():
             return candidate.resolve()
-    leaves = [
-        str(leaf.relative_to(PROJECT)) for leaf in (PROJECT / 'configs').rglob('*.py') if '_base_' not in leaf.parts
-    ]
+    files = (PROJECT / 'configs').rglob('*.py')
+    leaves = [str(leaf.relative_to(PROJECT)) for leaf in files if '_base_' not in leaf.parts]
     raise UserError(f'config file not found: {path}', did_you_mean(str(path), leaves))
 
 
-def replace_data_root(cfg: Config, root: str) -> None:
-    """Point every data set and evaluator of a config at another copy of the data, in place."""
-    for key in ('train', 'val', 'test'):
-        _move(cfg.get(f'{key}_dataloader'), root)
-    old = cfg.get('data_root')
-    for key in ('val_evaluator', 'test_evaluator'):
-        evaluators = cfg.get(key) or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            ann_file = evaluator.get('ann_file')
-            if old and ann_file and str(ann_file).startswith(str(old)):
-                evaluator['ann_file'] = str(Path(root) / str(ann_file)[len(str(old)) :].lstrip('/'))
-    cfg.data_root = root
-
-
-def _move(node: Any, root: str) -> None:
-    if isinstance(node, dict):
-        if 'data_root' in node:
-            node['data_root'] = root
-        for value in node.values():
-            _move(value, root)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _move(value, root)
+def _read(path: Path) -> Config:
+    try:
+        return Config.fromfile(str(path))
+    except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
+        raise UserError(
+            f'cannot read the config {path}: {type(error).__name__}: {error}',
+            'correct the file; see configs/ for others',
+        ) from error
 
 
 def train(cfg: Config) -> Runner:
     """Train as the config says, and return the runner with the trained model.
 
+    Args:
+        cfg: From :func:`load_config`.
+
     Raises:
         UserError: Something that the user can mend, found before the first step where possible.
     """
-    runner = build_runner(cfg)
-    runner.train()
+    cfg = copy.deepcopy(cfg)
+    with quiet_libraries():
+        fit_classes(cfg, _check(cfg, ('train', 'val')))
+        start = _resume_point(cfg)
+        arm_for_training(cfg, start_epoch=start.get('epoch', 0), start_iter=start.get('iter', 0))
+        runner = _build_runner(cfg)
+        if start:
+            notice(f'continuing {cfg.load_from} after {start["iter"]} steps')
+        runner.train()
     return runner
 
 
@@ -134,26 +146,88 @@ def test(
 
     Args:
         cfg: From :func:`load_config`.
-        checkpoint: File with the weights.
+        checkpoint: File with the weights; every tensor must fit.
         out: JSON file for the metrics.
         show_dir: Folder for pictures of input, truth and prediction side by side.
         tta: Average the predictions over the config's test-time augmentations.
 
     Returns:
         Metric name -> value, as the evaluators report them.
+
+    Raises:
+        UserError: Something that the user can mend.
     """
-    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    cfg = copy.deepcopy(cfg)
+    if not Path(checkpoint).is_file():
+        raise UserError(f'checkpoint not found: {checkpoint}', 'give the file that training saved (*.pth)')
     cfg.load_from, cfg.resume = str(checkpoint), False
-    metrics = {name: float(value) for name, value in build_runner(cfg).test().items()}
-    if out is not None:
+    with quiet_libraries():
+        fit_classes(cfg, _check(cfg, ('test',)))
+        arm_for_test(cfg, show_dir=None if show_dir is None else str(show_dir), tta=tta)
+        metrics = {name: float(value) for name, value in _build_runner(cfg).test().items()}
+    if out is not None and is_main_process():
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(metrics, indent=2) + '\n')
     return metrics
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build MMEngine's runner from a config, under a name that no other run of this process has."""
+def _check(cfg: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
+    check_paths(cfg, splits)
+    check_work_dir(cfg.work_dir)
+    return splits
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Make the work dir and check that files can be written there.
+
+    Raises:
+        UserError: They cannot.
+    """
+    remedy = 'choose another folder with --work-dir, or change its rights'
+    probe = Path(work_dir) / f'.writable-{os.getpid()}'
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f'cannot write into the work dir {work_dir}: {error.strerror}', remedy) from error
+
+
+def _resume_point(cfg: Config) -> dict[str, int]:
+    """Settle from which checkpoint and with which seed the run goes on; return its epoch and step."""
+    if not cfg.get('resume'):
+        cfg.randomness.seed = cfg.randomness.seed or 0
+        return {}
+    if cfg.get('load_from') is None:
+        latest = latest_checkpoint(cfg.work_dir)
+        if latest is None:
+            raise UserError(
+                f'nothing to resume: there is no checkpoint in {cfg.work_dir}',
+                'start without --resume, or name the folder of the stopped run with --work-dir',
+            )
+        cfg.load_from = str(latest)
+    elif not Path(cfg.load_from).is_file():
+        raise UserError(
+            f'nothing to resume: there is no file {cfg.load_from}',
+            'give the path of a checkpoint, or --resume alone for the newest one in the work dir',
+        )
+    meta = load_file(cfg.load_from).get('meta', {})
+    if 'iter' not in meta:
+        raise UserError(
+            f'{cfg.load_from} holds weights only and no state of a run',
+            'start a new run from these weights with --load-from',
+        )
+    if cfg.randomness.seed is None:
+        cfg.randomness.seed = meta.get('seed') or 0
+    return {'epoch': int(meta.get('epoch', 0)), 'iter': int(meta['iter'])}
+
+
+def _build_runner(cfg: Config) -> Runner:
+    # MMEngine keeps log and message hub under this name: two runs of a process must not share it.
     cfg.experiment_name = f'{Path(cfg.filename or "run").stem}-{next(_run_number)}'
     if not torch.cuda.is_available():
-        cfg.setdefault('env_cfg', {})['cudnn_benchmark'] = False
-    return Runner.from_cfg(cfg)
+        notice('no GPU found: running on the CPU')
+    return DenseRunner.from_cfg(cfg)
+
+
+dense.compat.install()

@@ -1,0 +1,137 @@
+"""Loading samples with an eye on their files: an image that cannot be read, a label that the model does not know."""
+
+from multiprocessing import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.registry import DATASETS, FUNCTIONS
+
+from dense.errors import UserError
+
+from .view import DatasetView
+
+IGNORED_LABEL = 255
+MAX_REDRAWS = 20
+
+
+@FUNCTIONS.register_module()
+def limit_threads(worker_id: int) -> None:
+    """Keep a loading process to one thread: the processes themselves are what uses the cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+@DATASETS.register_module()
+class CheckedDataset(DatasetView):
+    """A data set that names the file when a sample cannot be used.
+
+    In training an unreadable file is reported (:meth:`take_reports`) and another sample takes its place; in testing
+    it is an error, because a metric over fewer images would be another metric.
+
+    Args:
+        dataset: The data set's config, or the data set.
+        num_classes: Classes of the model; labels must be below. Not checked if None.
+        test_mode: Whether the samples are for evaluation.
+    """
+
+    def __init__(self, dataset: Any, num_classes: int | None = None, test_mode: bool = False) -> None:
+        super().__init__(dataset)
+        self.num_classes = num_classes
+        self.test_mode = test_mode
+        self._reports: SimpleQueue = SimpleQueue()
+
+    def __getitem__(self, index: int) -> Any:
+        for _ in range(MAX_REDRAWS):
+            try:
+                sample = self.dataset[index]
+            except Exception as error:
+                path = self._unreadable_file(index)
+                if path is None:
+                    raise
+                self._report(path, error)
+                index = int(np.random.randint(len(self.dataset)))
+                continue
+            self._check_labels(sample)
+            return sample
+        raise UserError(
+            f'{MAX_REDRAWS} samples in a row cannot be read, the last of them {path}',
+            'check the disk and the files of the data set',
+        )
+
+    def take_reports(self) -> list[str]:
+        """Return the unreadable files met since the last call, in this process and in the loading processes."""
+        paths = []
+        while not self._reports.empty():
+            paths.append(self._reports.get())
+        return paths
+
+    def _report(self, path: str, error: Exception) -> None:
+        if self.test_mode:
+            raise UserError(
+                f'cannot read {path}: {_reason(path)}',
+                'restore the file, or take its image out of the annotation',
+            ) from error
+        self._reports.put(path)
+
+    def _unreadable_file(self, index: int) -> str | None:
+        info = self.dataset.get_data_info(index)
+        paths = [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
+        return next((path for path in paths if _reason(path)), None)
+
+    def _check_labels(self, sample: Any) -> None:
+        truth = sample.get('data_samples') if isinstance(sample, dict) else None
+        if self.num_classes is None or truth is None:
+            return
+        for one in truth if isinstance(truth, list) else [truth]:
+            if 'gt_sem_seg' in one:
+                check_label_map(one, self.num_classes)
+            elif 'gt_instances' in one and 'labels' in one.gt_instances:
+                check_labels(one, self.num_classes)
+
+
+def check_label_map(truth: Any, num_classes: int) -> None:
+    """Raise a UserError if a label map holds a value that is neither a class nor ignored.
+
+    Args:
+        truth: Data sample whose ``gt_sem_seg.data`` is an integer tensor (1, H, W).
+        num_classes: Values 0 ... ``num_classes`` - 1 are classes; 255 is ignored.
+    """
+    labels = truth.gt_sem_seg.data
+    outside = labels[((labels < 0) | (labels >= num_classes)) & (labels != IGNORED_LABEL)]
+    if outside.numel() == 0:
+        return
+    meta = truth.metainfo
+    # With `reduce_zero_label` the file's 0 is ignored and every other value counts from 1.
+    shift = 1 if meta.get('reduce_zero_label') else 0
+    values = ', '.join(str(value + shift) for value in outside.unique().tolist()[:5])
+    raise UserError(
+        f'label map {meta.get("seg_map_path") or meta.get("img_path")} holds the value {values}; the model has '
+        f'{num_classes} classes, so {shift} to {num_classes - 1 + shift} are allowed, and {IGNORED_LABEL} is ignored',
+        'correct the label map, or set num_classes of every head and the class names for more classes',
+    )
+
+
+def check_labels(truth: Any, num_classes: int) -> None:
+    """Raise a UserError if an instance's label is not below the number of classes."""
+    labels = torch.as_tensor(truth.gt_instances.labels)
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if outside.numel():
+        raise UserError(
+            f'the annotation of {truth.metainfo.get("img_path")} has the label {int(outside[0])}; '
+            f'the model has {num_classes} classes, so 0 to {num_classes - 1} are allowed',
+            'set num_classes of every head to the number of classes of the data set',
+        )
+
+
+def _reason(path: str) -> str | None:
+    """Return why a file is no readable image, or None if it is one."""
+    if '://' in path:
+        return None
+    if not Path(path).is_file():
+        return 'there is no such file'
+    if Path(path).stat().st_size == 0:
+        return 'the file is empty'
+    return None if cv2.haveImageReader(path) and cv2.imread(path) is not None else 'it is no image, or damaged'

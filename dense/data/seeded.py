@@ -1,0 +1,103 @@
+"""Which samples a training step sees, and with which random augmentation: fixed by the seed and the step alone."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import BatchSampler
+
+from dense.randomness import SAMPLE, own_randomness
+
+from .view import DatasetView
+
+
+class Draw(NamedTuple):
+    """A sample to load.
+
+    Attributes:
+        index: Which sample of the data set.
+        number: Its place in the order in which the whole run draws samples; seeds its augmentation.
+    """
+
+    index: int
+    number: int
+
+
+@DATA_SAMPLERS.register_module()
+class SeededBatchSampler:
+    """Batches of another sampler, each index with the number of its draw, from any step of the run on.
+
+    Args:
+        sampler: Order of the samples; shuffled by its own seed and epoch.
+        batch_size: Samples per batch and process.
+        inner: Config of another batch sampler that groups the samples; plain groups in the sampler's order if None.
+        drop_last: Without ``inner``: leave out a last batch that is not full.
+        start_epoch: Epoch in which the run goes on; 0 in a run that counts iterations only.
+        start_iter: Steps that the run has made before.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        batch_size: int,
+        inner: dict | None = None,
+        drop_last: bool = False,
+        start_epoch: int = 0,
+        start_iter: int = 0,
+    ) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.inner = (
+            BatchSampler(sampler, batch_size, drop_last)
+            if inner is None
+            else DATA_SAMPLERS.build(inner, default_args=dict(sampler=sampler, batch_size=batch_size))
+        )
+        self.epoch = start_epoch
+        self.step = start_iter
+        self._to_skip = max(0, start_iter - start_epoch * len(self.inner))
+        self._rank, self._world_size = get_dist_info()
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield the batches of one epoch, or of endless ones where the sampler never ends."""
+        while True:
+            is_empty = True
+            for batch in self._epoch_from_step():
+                is_empty = False
+                yield batch
+            self.epoch += 1
+            # A resumed run may have to skip whole epochs; a data set without a single batch must not loop for ever.
+            if not is_empty or self._to_skip == 0:
+                return
+
+    def _epoch_from_step(self) -> Iterator[list[Draw]]:
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(self.epoch)
+        for indices in self.inner:
+            if self._to_skip > 0:
+                self._to_skip -= 1
+                continue
+            first = (self.step * self._world_size + self._rank) * self.batch_size
+            self.step += 1
+            yield [Draw(index, first + place) for place, index in enumerate(indices)]
+
+
+@DATASETS.register_module()
+class SeededDataset(DatasetView):
+    """A data set whose random augmentation depends on the seed and the draw only, not on the process that loads it.
+
+    Args:
+        dataset: The data set's config, or the data set.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        super().__init__(dataset)
+        self.seed = seed
+
+    def __getitem__(self, draw: Draw) -> Any:
+        with own_randomness((self.seed, SAMPLE, draw.number)):
+            return self.dataset[draw.index]

@@ -1,0 +1,34 @@
+"""A data set seen through a wrapper that adds one thing to it."""
+
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+
+class DatasetView:
+    """Base of the wrappers: builds the data set, and passes on whatever a wrapper does not answer itself.
+
+    Args:
+        dataset: The data set's config, or the data set.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # `dataset` itself is asked for here only while an object is being unpickled and still empty.
+        if name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    @property
+    def pipeline(self) -> Any:
+        """The transforms of the innermost data set; hooks replace them during a run."""
+        return self.dataset.pipeline
+
+    @pipeline.setter
+    def pipeline(self, transforms: Any) -> None:
+        self.dataset.pipeline = transforms

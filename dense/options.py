@@ -1,0 +1,107 @@
+"""Config keys that a user types: on the command line, or at the top of a config file."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from dense.errors import UserError, did_you_mean
+
+RUN_KEYS = {name for name in inspect.signature(Runner.__init__).parameters if name not in ('self', 'cfg')}
+OTHER_KEYS = {
+    'custom_imports', 'model_wrapper_cfg', 'compile', 'tta_model', 'tta_pipeline', 'data_root', 'max_unreadable',
+}  # fmt: skip
+WORDS = {'true': True, 'false': False, 'none': None}
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` pairs: numbers, ``True``, ``None``, lists, dicts in Python's notation, text otherwise.
+
+    Args:
+        pairs: For example ``['model.backbone.drop_path_rate=0.1', 'train_cfg.max_iters=100']``.
+
+    Raises:
+        UserError: A pair has no ``=``.
+    """
+    options = {}
+    for pair in pairs:
+        key, sign, value = pair.partition('=')
+        if not sign or not key:
+            raise UserError(f'cannot read the config option {pair!r}', 'write it as key=value, without spaces around =')
+        options[key] = _parse_value(value)
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) and not text.startswith('(') else value
+
+
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Check that dotted keys lead to a place in the config. The last part may be new where something is built from it.
+
+    Args:
+        cfg: Config of a run.
+        options: Dotted keys; numbers count the items of lists.
+
+    Raises:
+        UserError: A key leads nowhere.
+    """
+    for key in options:
+        node: Any = cfg
+        parts = key.split('.')
+        for depth, part in enumerate(parts):
+            if isinstance(node, list | tuple):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise UserError(
+                        f'unknown config key {key}: {part!r} is no index of a list of {len(node)}',
+                        f'use 0 to {len(node) - 1}',
+                    )
+                node = node[int(part)]
+                continue
+            if not isinstance(node, Mapping | Config):
+                raise UserError(
+                    f'unknown config key {key}: {".".join(parts[:depth])} is {node!r} and has no parts',
+                    f'set {".".join(parts[:depth])} itself',
+                )
+            if part not in node:
+                _check_new(key, parts, depth, node)
+                break
+            node = node[part]
+
+
+def _check_new(key: str, parts: list[str], depth: int, node: Any) -> None:
+    is_last = depth == len(parts) - 1
+    if depth == 0 and parts[0] in RUN_KEYS | OTHER_KEYS:
+        return
+    # Whatever is built says itself which arguments it has.
+    if depth > 0 and is_last and 'type' in node:
+        return
+    place = '.'.join(parts[:depth]) or 'the config'
+    allowed = set(node.keys()) | (RUN_KEYS if depth == 0 else set())
+    raise UserError(f'unknown config key {key}: {place} has no {parts[depth]!r}', did_you_mean(parts[depth], allowed))
+
+
+def check_top_level(cfg: Config) -> None:
+    """Find misspelt top-level keys. Names of a config's own are allowed, unless they look like a missing key of a run.
+
+    Args:
+        cfg: Config of a run.
+
+    Raises:
+        UserError: A key is nearly one that a run reads and that the config lacks.
+    """
+    lacking = sorted(key for key in RUN_KEYS | OTHER_KEYS if key not in cfg)
+    for key in cfg:
+        near = difflib.get_close_matches(key, lacking, n=1, cutoff=0.85) if key not in RUN_KEYS | OTHER_KEYS else []
+        if near:
+            raise UserError(f'unknown config key {key!r}', f'did you mean {near[0]!r}?')
