@@ -33,10 +33,12 @@ def kept_indices(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: in
     """
     dtype = working_dtype(boxes, scores)
     corners = boxes.detach().to(dtype)
+    # torchvision compares in float64, where a float32 overlap of 0.3 exceeds a threshold of 0.3; mmcv does not.
+    threshold = float(iou_threshold) if dtype == torch.float64 else float(np.float32(iou_threshold))
     if offset:
         corners = corners + corners.new_tensor([0, 0, offset, offset])
     with without_autocast(boxes):
-        return torchvision.ops.nms(corners, scores.detach().to(dtype), float(iou_threshold))
+        return torchvision.ops.nms(corners, scores.detach().to(dtype), threshold)
 
 
 def filtered_kept_indices(
@@ -134,12 +136,12 @@ def _soft_weights(
 
 
 def _iou_with_one(one: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """Return the IoU of one box with (K, 4 or more) others; NaN where both have no area."""
+    """Return the IoU of one box with (K, 4 or more) others; 0 where they do not meet, even if neither has an area."""
     extent = np.minimum(one[2:4], others[:, 2:4]) - np.maximum(one[:2], others[:, :2]) + offset
     intersection = np.maximum(extent, 0).prod(axis=1)
     areas = (others[:, 2:4] - others[:, :2] + offset).prod(axis=1)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return intersection / ((one[2:4] - one[:2] + offset).prod() + areas - intersection)
+    union = (one[2:4] - one[:2] + offset).prod() + areas - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
 
 
 def _drop(table: np.ndarray, order: np.ndarray, start: int, end: int, min_score: float) -> int:
