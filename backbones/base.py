@@ -224,4 +224,6 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
     """
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f'drop_path_rate={drop_path_rate}, allowed are 0 to below 1.\nGive a probability.')
-    return [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))]
+    # On the CPU also where the model is built on the meta device, which holds no numbers.
+    rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu')
+    return [stage.tolist() for stage in rates.split(list(depths))]

@@ -84,10 +84,11 @@ def _recompute_contexts(module: nn.Module) -> Callable[[], tuple[AbstractContext
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
     # The recomputed pass sees the same batch again; without this, batch norms would count it twice.
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, num_batches_tracked in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked

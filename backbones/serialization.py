@@ -1,5 +1,6 @@
 """Reading checkpoint files without running anything that they contain."""
 
+import re
 import zipfile
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -98,12 +99,12 @@ def _history_method(owner: Any, name: str) -> Any:
 
 
 def _refusal(path: Path, error: UnpicklingError) -> str:
-    names: list[str] = []
+    names = re.findall(r'GLOBAL (\S+)', str(error))
     if zipfile.is_zipfile(path):
         with _allowed_globals():
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if not names:
-        return _unreadable(path, error)
+        return _unreadable(path, UnpicklingError('a pickle that holds more than weights, or none'))
     return (
         f'Checkpoint {str(path)!r} wants to use {", ".join(names)}, which can run code; it was not read.\n'
         'Get the weights as .safetensors or as a plain state dict (torch.save(model.state_dict(), FILE)).'

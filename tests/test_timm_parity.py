@@ -1,0 +1,103 @@
+"""Are these the same networks as timm's, an independent implementation of the same papers?"""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from backbones import InceptionNeXt
+from backbones.weights import load_pretrained
+
+CASES = [(InceptionNeXt, arch, f'inception_next_{arch}') for arch in InceptionNeXt.ARCHS]
+every_case = pytest.mark.parametrize(('family', 'arch', 'timm_name'), CASES, ids=[case[2] for case in CASES])
+
+# Published, with the classifier (facts of the released code): total and backbone alone.
+PARAMETERS = {
+    'inception_next_atto': (4_156_520, 2_885_440),
+    'inception_next_tiny': (28_055_680, 23_974_296),
+    'inception_next_small': (49_374_016, 45_292_632),
+    'inception_next_base': (86_672_136, 80_444_192),
+}
+
+
+def test_every_arch_is_compared():
+    assert len(CASES) == len(PARAMETERS) == 4
+
+
+def random_timm_model(name: str, seed: int = 0) -> nn.Module:
+    """A timm model in which no part is near to doing nothing: random norms, statistics and layer scales."""
+    generator = torch.Generator().manual_seed(seed)
+    model = timm.create_model(name)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if key.endswith(('running_var', 'gamma')) or (tensor.ndim == 1 and key.endswith('weight')):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.25)
+            elif key.endswith(('running_mean', 'bias')):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def paired(family, arch: str, timm_name: str, tmp_path) -> tuple[nn.Module, nn.Module]:
+    theirs = random_timm_model(timm_name)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    ours = family(arch)
+    load_pretrained(ours, tmp_path / 'timm.pth')
+    return ours, theirs
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+@every_case
+def test_features_of_every_stage_agree(family, arch, timm_name, tmp_path):
+    ours, theirs = paired(family, arch, timm_name, tmp_path)
+    x = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got = ours.eval()(x)
+        expected = theirs.eval().forward_intermediates(x, intermediates_only=True)
+    assert len(got) == len(expected) == 4
+    assert max(relative_error(a, b) for a, b in zip(got, expected, strict=True)) < 1e-5
+
+
+@every_case
+def test_gradients_and_statistics_agree_in_training(family, arch, timm_name, tmp_path):
+    ours, theirs = paired(family, arch, timm_name, tmp_path)
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    sum(out.square().mean() for out in ours.train()(x)).backward()
+    sum(out.square().mean() for out in theirs.train().forward_intermediates(x, intermediates_only=True)).backward()
+    expected = dict(theirs.named_parameters())
+    compared = 0
+    for name, parameter in ours.named_parameters():
+        gradient = expected[name].grad
+        # A bias before a batch norm has no effect: its gradient is rounding noise in both.
+        floor = 1e-6 * max(p.grad.abs().max() for p in ours.parameters())
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=floor.item(), msg=name)
+        compared += 1
+    assert compared == len(list(ours.parameters())) > 100
+    buffers = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@every_case
+def test_parameter_counts_are_the_published_ones(family, arch, timm_name):
+    total, backbone_only = PARAMETERS[timm_name]
+    with torch.device('meta'):
+        assert sum(p.numel() for p in timm.create_model(timm_name).parameters()) == total
+        assert sum(p.numel() for p in family(arch).parameters()) == backbone_only
+
+
+def test_the_mixer_is_identity_square_width_height():
+    """Written from the definition: which channels each branch of the mixer sees, and along which axis."""
+    mixer = InceptionNeXt('atto').stages[0].blocks[0].token_mixer
+    with torch.no_grad():
+        for conv in (mixer.dwconv_hw, mixer.dwconv_w, mixer.dwconv_h):
+            conv.weight.fill_(1)
+            conv.bias.zero_()
+    x = torch.zeros(1, 40, 21, 21)
+    x[:, :, 10, 10] = 1
+    with torch.no_grad():
+        response = mixer(x)[0]
+    spread = [(int((row.amax(1) > 0).sum()), int((row.amax(0) > 0).sum())) for row in response]
+    assert spread == [(1, 1)] * 10 + [(3, 3)] * 10 + [(1, 9)] * 10 + [(9, 1)] * 10

@@ -1,0 +1,294 @@
+"""Are published weights loaded whole, or refused with a reason?"""
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from mmengine.logging import HistoryBuffer
+
+from backbones import InceptionNeXt
+from backbones.serialization import CheckpointError, load_file
+from backbones.weights import WEIGHTS, load_pretrained
+
+ARCH = 'atto'
+NUM_TENSORS = 220  # of the backbone; the classifier has 6 more
+
+
+@pytest.fixture(scope='module')
+def published() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return timm.create_model('inception_next_atto').state_dict()
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    state = model.state_dict()
+    return all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def prefixed(prefix: str):
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+FORMS = {
+    'flat': lambda state: state,
+    'state_dict': lambda state: {'state_dict': state, 'epoch': 3},
+    'model': lambda state: {'model': state},
+    'model_ema': lambda state: {'model_ema': state, 'epoch': 1},
+    'module.': prefixed('module.'),
+    'backbone.': prefixed('backbone.'),
+    'a detector': lambda state: {'state_dict': {**prefixed('backbone.')(state), 'neck.conv.weight': torch.zeros(1)}},
+    'a compiled model under DDP': lambda state: {'model': prefixed('module._orig_mod.backbone.')(state)},
+}
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('form', FORMS)
+def test_every_wrapping_is_read(form, suffix, published, tmp_path):
+    content = FORMS[form](published)
+    file = tmp_path / f'weights{suffix}'
+    if suffix == '.pth':
+        torch.save(content, file)
+    elif all(isinstance(value, torch.Tensor) for value in content.values()):
+        safetensors.torch.save_file(content, file)
+    else:
+        pytest.skip('safetensors has no nested entries')
+    model = InceptionNeXt(ARCH)
+    report = load_pretrained(model, file)
+    assert len(report.loaded) == report.total == NUM_TENSORS
+    assert same(model, {key: value for key, value in published.items() if not key.startswith('head.')})
+
+
+def test_forms_were_counted():
+    assert len(FORMS) == 8
+
+
+def test_the_report_names_what_is_new_and_what_is_left_out(published, tmp_path):
+    torch.save(published, tmp_path / 'weights.pth')
+    model = InceptionNeXt(ARCH, out_norm=dict(type='BN'))
+    before = snapshot(model)
+    report = load_pretrained(model, tmp_path / 'weights.pth')
+    assert str(report) == (
+        f'loaded 220 of 220 tensors from {tmp_path / "weights.pth"} '
+        '(20 new: out_norm0 (5), out_norm1 (5), out_norm2 (5), out_norm3 (5); 6 left out: head (6))'
+    )
+    assert same(model, {name: before[name] for name in report.new})
+
+
+def test_stages_that_were_not_built_are_left_out(published, tmp_path):
+    torch.save(published, tmp_path / 'weights.pth')
+    report = load_pretrained(InceptionNeXt(ARCH, out_indices=(0, 1)), tmp_path / 'weights.pth')
+    assert len(report.loaded) == report.total < NUM_TENSORS
+    assert {name.split('.')[0] + name.split('.')[1] for name in report.left_out if name.startswith('stages')} == {
+        'stages2',
+        'stages3',
+    }
+
+
+def test_output_norms_come_along_from_a_detector(tmp_path):
+    source = InceptionNeXt(ARCH, out_norm=dict(type='BN'))
+    torch.nn.init.uniform_(source.out_norm2.weight)
+    torch.save({'state_dict': prefixed('backbone.')(source.state_dict())}, tmp_path / 'detector.pth')
+    model = InceptionNeXt(ARCH, out_norm=dict(type='BN'))
+    report = load_pretrained(model, tmp_path / 'detector.pth')
+    assert report.new == () and same(model, source.state_dict())
+
+
+@pytest.mark.parametrize('in_channels', [1, 4, 6])
+def test_the_first_convolution_is_adapted_to_the_images(in_channels, published, tmp_path):
+    torch.save(published, tmp_path / 'weights.pth')
+    model = InceptionNeXt(ARCH, in_channels=in_channels)
+    report = load_pretrained(model, tmp_path / 'weights.pth')
+    assert report.adapted == ('stem.0.weight',) and 'adapted: stem' in str(report)
+    if in_channels != 4:  # the colours cannot be shared out evenly over four channels
+        # The same answer to a gray image, whatever the number of its equal channels.
+        gray = model.stem[0].weight.sum(1)
+        torch.testing.assert_close(gray, published['stem.0.weight'].sum(1), rtol=1e-5, atol=1e-6)
+
+
+def wrong_arch(state):
+    return timm.create_model('inception_next_tiny').state_dict()
+
+
+def renamed(state):
+    return {key.replace('token_mixer', 'mixer'): value for key, value in state.items()}
+
+
+def misshaped(state):
+    return {**state, 'stem.0.bias': torch.zeros(7)}
+
+
+def with_a_key_less(state):
+    return {key: value for key, value in state.items() if key != 'stages.2.blocks.3.gamma'}
+
+
+def with_a_key_more(state):
+    return {**state, 'stages.2.blocks.3.beta': torch.zeros(1)}
+
+
+MISFITS = {
+    wrong_arch: ["fits arch 'tiny'", 'stages.0'],
+    renamed: ['missing', 'token_mixer', 'unexpected', 'mixer'],
+    misshaped: ['stem.0.bias (7,) instead of (40,)'],
+    with_a_key_less: ['1 missing: stages.2.blocks.3.gamma'],
+    with_a_key_more: ['1 unexpected: stages.2.blocks.3.beta'],
+}
+
+
+@pytest.mark.parametrize('change', MISFITS, ids=lambda change: change.__name__)
+def test_weights_that_do_not_fit_load_nothing(change, published, tmp_path):
+    torch.save(change(published), tmp_path / 'weights.pth')
+    check_refused(tmp_path / 'weights.pth', MISFITS[change])
+
+
+class Evil:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def write_truncated(path, state):
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def write_flipped_byte(path, state):
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def write_evil(path, state):
+    torch.save({'state_dict': state, 'note': Evil(str(path.parent / 'ran'))}, path)
+
+
+def write_evil_legacy(path, state):
+    path.write_bytes(pickle.dumps(Evil(str(path.parent / 'ran')), protocol=2))
+
+
+UNREADABLE = {
+    'truncated': (write_truncated, ['no readable checkpoint']),
+    'flipped byte': (write_flipped_byte, ['damaged', 'checksum']),
+    'empty': (lambda path, state: path.write_bytes(b''), ['no readable checkpoint', '0 bytes']),
+    'text': (lambda path, state: path.write_text('<html>404</html>'), ['no readable checkpoint']),
+    'missing': (lambda path, state: None, ['does not exist']),
+    'runs code': (write_evil, ['mkdir', 'can run code']),
+    'runs code, old format': (write_evil_legacy, ['mkdir']),
+    'no tensors': (lambda path, state: torch.save({'epoch': 3}, path), ['no state dict', 'epoch']),
+    'a list': (lambda path, state: torch.save([1, 2], path), ['no state dict', 'list']),
+}
+
+
+@pytest.mark.parametrize('case', UNREADABLE)
+def test_files_that_are_no_weights_are_refused(case, published, tmp_path):
+    write, words = UNREADABLE[case]
+    write(tmp_path / 'weights.pth', published)
+    check_refused(tmp_path / 'weights.pth', words)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_truncated_safetensors_file_is_refused(published, tmp_path):
+    file = tmp_path / 'weights.safetensors'
+    safetensors.torch.save_file(published, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    check_refused(file, ['no readable checkpoint'])
+
+
+def check_refused(source, words):
+    model = InceptionNeXt(ARCH)
+    before = snapshot(model)
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(model, source)
+    cause, remedy = str(caught.value).split('\n')
+    assert cause and remedy
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+    assert same(model, before)
+
+
+def test_refusals_were_counted():
+    assert len(MISFITS) == 5 and len(UNREADABLE) == 9
+
+
+def test_unknown_names_list_the_records():
+    with pytest.raises(CheckpointError, match='inceptionnext_atto'):
+        load_pretrained(InceptionNeXt(ARCH), 'inceptionnext_nano')
+
+
+def test_a_url_is_fetched(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    torch.save(published, tmp_path / 'weights.pth')
+    report = load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'weights.pth').as_uri())
+    assert len(report.loaded) == NUM_TENSORS
+    assert (tmp_path / 'hub' / 'checkpoints' / 'weights.pth').exists()
+
+
+def test_a_url_that_fails_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
+        load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'absent.pth').as_uri())
+    assert str(tmp_path / 'hub' / 'checkpoints' / 'absent.pth') in str(caught.value)
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_records_are_true(name, tmp_path, monkeypatch):
+    """A record's size is that of the network it names, and its name reaches the authors' file."""
+    record = WEIGHTS[name]
+    model = timm.create_model(record.hub_id.split('/')[1])
+    assert sum(p.numel() for p in model.parameters()) == record.num_params
+    assert 70 < record.top1 < 90 and record.resolution in (224, 384)
+    assert model.default_cfg['license'] == record.licence.lower()
+    asked = []
+
+    def download(url: str, target: str) -> None:
+        asked.append(url)
+        torch.save(model.state_dict(), target)
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    backbone = InceptionNeXt(record.arch, init_cfg=dict(type='Pretrained', checkpoint=name))
+    backbone.init_weights()
+    assert asked == [record.url]
+    assert same(backbone, {key: value for key, value in model.state_dict().items() if not key.startswith('head.')})
+
+
+def test_every_record_was_tried():
+    assert len(WEIGHTS) == 5
+
+
+def test_an_explicit_prefix_is_taken_alone(published, tmp_path):
+    both = {**prefixed('student.')(published), **prefixed('teacher.')(published)}
+    torch.save(both, tmp_path / 'weights.pth')
+    model = InceptionNeXt(
+        ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='teacher.')
+    )
+    model.init_weights()
+    assert same(model, {key: value for key, value in published.items() if not key.startswith('head.')})
+    with pytest.raises(CheckpointError, match='student'):
+        load_pretrained(model, tmp_path / 'weights.pth', prefix='pupil.')
+
+
+def test_the_log_history_of_mmengine_is_read(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save({'message_hub': {'log_scalars': {'loss': buffer}}}, tmp_path / 'checkpoint.pth')
+    read = load_file(tmp_path / 'checkpoint.pth')['message_hub']['log_scalars']['loss']
+    assert read.mean() == 1.5 and read.current() == 2.0
+
+
+class Sneaky(HistoryBuffer):
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+def test_getattr_in_a_checkpoint_reaches_nothing_but_the_log_statistics(tmp_path):
+    torch.save({'x': Sneaky()}, tmp_path / 'checkpoint.pth')
+    with pytest.raises(CheckpointError):
+        load_file(tmp_path / 'checkpoint.pth')
