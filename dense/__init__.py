@@ -3,3 +3,13 @@
 Importing this package makes mmcv-lite, MMDetection and MMSegmentation run on the installed PyTorch without a
 compiler (:mod:`dense.compat`) and registers the classes that configs name. Import it before ``mmdet`` or ``mmseg``.
 """
+
+from dense import compat
+
+compat.install()
+
+# Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
+from dense import checkpoint, hooks, optim, progress, runner  # noqa: E402
+from dense.data import loading, seeded  # noqa: E402
+
+__all__ = ['checkpoint', 'compat', 'hooks', 'loading', 'optim', 'progress', 'runner', 'seeded']
