@@ -115,7 +115,7 @@ def _module_of(package: str) -> str:
 
 def _top_level(distribution: importlib.metadata.Distribution) -> Sequence[str]:
     listed = (distribution.read_text('top_level.txt') or '').split()
-    if listed:
-        return listed
-    files = distribution.files or []
-    return sorted({file.parts[0] for file in files if file.name == '__init__.py' and len(file.parts) == 2})
+    if not listed:
+        files = distribution.files or []
+        listed = sorted({file.parts[0] for file in files if file.name == '__init__.py' and len(file.parts) == 2})
+    return sorted(listed, key=lambda name: name.startswith('_'))  # PyYAML: `yaml` before `_yaml`
