@@ -1,11 +1,12 @@
-"""What every run gets beyond its config: checked data, repeatable steps, safe checkpoints, a readable screen."""
+"""What every run gets beyond its config: checked data, repeatable steps, safe checkpoints, a readable screen.
+
+The classes that are named here are registered by ``import dense``.
+"""
 
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from dense import checkpoint, hooks, optim, progress  # noqa: F401  (registers what is named below)
-from dense.data import loading, seeded  # noqa: F401
 from dense.data.walk import heads_of
 from dense.errors import UserError
 

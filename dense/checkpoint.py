@@ -77,6 +77,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Any) -> None:
         """Choose the folder and how files are written."""
+        self.backend_args: dict[str, Any] | None
         if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
             self.backend_args = dict(backend=ATOMIC)
         super().before_train(runner)

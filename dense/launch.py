@@ -18,7 +18,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-import dense.compat
 from backbones.serialization import load_file
 from dense.arm import arm_for_test, arm_for_training
 from dense.checkpoint import latest_checkpoint
@@ -100,7 +99,7 @@ def find_config(path: str | Path) -> Path:
             return candidate.resolve()
     files = (PROJECT / 'configs').rglob('*.py')
     leaves = [str(leaf.relative_to(PROJECT)) for leaf in files if '_base_' not in leaf.parts]
-    raise UserError(f'config file not found: {path}', did_you_mean(str(path), leaves))
+    raise UserError(f'config file not found: {path}', did_you_mean(str(path), leaves, limit=0))
 
 
 def _read(path: Path) -> Config:
@@ -228,6 +227,3 @@ def _build_runner(cfg: Config) -> Runner:
     if not torch.cuda.is_available():
         notice('no GPU found: running on the CPU')
     return DenseRunner.from_cfg(cfg)
-
-
-dense.compat.install()

@@ -16,11 +16,11 @@ class Draw(NamedTuple):
     """A sample to load.
 
     Attributes:
-        index: Which sample of the data set.
+        sample: Index of the sample in the data set.
         number: Its place in the order in which the whole run draws samples; seeds its augmentation.
     """
 
-    index: int
+    sample: int
     number: int
 
 
@@ -100,4 +100,4 @@ class SeededDataset(DatasetView):
 
     def __getitem__(self, draw: Draw) -> Any:
         with own_randomness((self.seed, SAMPLE, draw.number)):
-            return self.dataset[draw.index]
+            return self.dataset[draw.sample]

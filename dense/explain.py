@@ -1,0 +1,144 @@
+"""From an exception, wherever it arose, to a cause and a remedy of one line each."""
+
+import difflib
+import errno
+import inspect
+import re
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from dense.errors import UserError, did_you_mean
+
+# What PyTorch makes of an exception in a loading process: the text of its traceback inside another message.
+WORKER_ERROR = re.compile(r'^(?:[\w.]+\.)?UserError: (?P<cause>.+)\n(?P<remedy>.+)', re.MULTILINE)
+UNKNOWN_ARGUMENT = re.compile(r"(?P<owner>\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(?P<name>\w+)'")
+MISSING_ARGUMENT = re.compile(r'(?P<owner>\w+)(?:\.__init__)?\(\) missing \d+ required .*argument')
+UNREGISTERED = re.compile(r'(?P<name>[\w.]+) is not in the (?P<scope>[\w.-]+)::(?P<kind>[\w ]+) registry')
+OWN_PACKAGES = ('backbones', 'dense')
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+CUDA_OOM = 'OutOfMemoryError'
+
+
+def explain(error: BaseException) -> tuple[str, str] | None:
+    """Return cause and remedy of an error that the user can mend, or None.
+
+    Args:
+        error: What was caught; the errors that it came from are looked at too.
+    """
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, UserError) and 'Traceback' not in one.cause:
+            return one.cause, one.remedy
+    for reader in (_from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory):
+        for one in chain:
+            found = reader(one)
+            if found is not None:
+                return found
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _from_worker(error: BaseException) -> tuple[str, str] | None:
+    matches = list(WORKER_ERROR.finditer(str(error))) if 'Traceback' in str(error) else []
+    return (matches[-1]['cause'], matches[-1]['remedy']) if matches else None
+
+
+def _from_own_package(error: BaseException) -> tuple[str, str] | None:
+    # The backbones do not know UserError: their errors carry the two lines in the message.
+    lines = [line.strip() for line in str(error).strip().split('\n')]
+    is_ours = _origin(error.__traceback__).split('.')[0] in OWN_PACKAGES
+    return (lines[0], lines[1]) if isinstance(error, ValueError) and is_ours and len(lines) == 2 else None
+
+
+def _origin(trace: TracebackType | None) -> str:
+    """Return the name of the module that raised."""
+    name = ''
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get('__name__', ''))
+        trace = trace.tb_next
+    return name
+
+
+def _unknown_argument(error: BaseException) -> tuple[str, str] | None:
+    if not isinstance(error, TypeError):
+        return None
+    match = UNKNOWN_ARGUMENT.search(str(error))
+    if match:
+        allowed = _arguments(match['owner'])
+        cause = f'unknown config key {match["name"]!r} of {match["owner"]}'
+        return cause, did_you_mean(match['name'], allowed) if allowed else 'correct or remove the key in the config'
+    match = MISSING_ARGUMENT.search(str(error))
+    if match and inspect.isclass(_registered_class(match['owner'])):
+        return f'the config of {match["owner"]} is incomplete: {error}', 'add the missing keys to the config'
+    return None
+
+
+def _arguments(owner: str) -> list[str]:
+    found = _registered_class(owner)
+    if found is None:
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(found).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in named]
+
+
+def _registered_class(name: str) -> Any:
+    found = [kinds[name] for _, kinds in _registries() if name in kinds]
+    return found[0] if found else None
+
+
+def _registries() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the kind and the content of every registry, MMEngine's and those of the packages below it."""
+    from mmengine import registry
+    from mmengine.registry import Registry
+
+    for root in [value for value in vars(registry).values() if isinstance(value, Registry)]:
+        yield root.name, root.module_dict
+        for child in root.children.values():
+            yield root.name, child.module_dict
+
+
+def _unregistered(error: BaseException) -> tuple[str, str] | None:
+    match = UNREGISTERED.search(str(error)) if isinstance(error, KeyError) else None
+    if match is None:
+        return None
+    known = {name for kind, content in _registries() if kind == match['kind'] for name in content}
+    near = difflib.get_close_matches(match['name'], known, n=3)
+    remedy = (
+        f'did you mean {" or ".join(map(repr, near))}?' if near else 'name the module that has it in custom_imports'
+    )
+    return f'unknown {match["kind"]} type {match["name"]!r} in the config', remedy
+
+
+def _disk(error: BaseException) -> tuple[str, str] | None:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = f' {error.filename}' if error.filename else ''
+        return (
+            f'cannot write{place}: {error.strerror}',
+            'free some space, change the rights, or choose another --work-dir',
+        )
+    return None
+
+
+def _memory(error: BaseException) -> tuple[str, str] | None:
+    if type(error).__name__ != CUDA_OOM:
+        return None
+    first_line = str(error).split('\n')[0]
+    return (
+        f'out of GPU memory: {first_line}',
+        'reduce train_dataloader.batch_size or the image size, or train with --amp',
+    )
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of a traceback: the kind of error and its message, on one line."""
+    return ' '.join(''.join(traceback.format_exception_only(error)).split())
