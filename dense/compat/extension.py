@@ -106,9 +106,9 @@ def replace_entry_points(mmcv_ops: ModuleType) -> None:
     Args:
         mmcv_ops: The imported package ``mmcv.ops``.
     """
-    from dense.compat.ops import replace
-
     if origin() == 'torchvision':
+        from dense.compat.ops import replace
+
         replace(mmcv_ops)
 
 

@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from dense.compat.ops import attention, deform, focal, nms, roi
+from dense.compat.rebind import rebind
 
 
 def _compiler_version() -> str:
@@ -70,7 +71,7 @@ APPLY: tuple[tuple[str, str, Callable], ...] = (
 
 
 def replace(mmcv_ops: ModuleType) -> None:
-    """Put these functions in the place of mmcv's, wherever a module of ``mmcv.ops`` has bound them.
+    """Put these functions in the place of mmcv's, wherever they are already bound.
 
     Args:
         mmcv_ops: The imported package ``mmcv.ops``.
@@ -81,16 +82,7 @@ def replace(mmcv_ops: ModuleType) -> None:
         return sys.modules[f'{mmcv_ops.__name__}.{name}']
 
     for module, name, function in FUNCTIONS:
-        _rebind(mmcv_ops, name, getattr(submodule(module), name), function)
+        rebind(submodule(module), name, function)
     for module, name, function in APPLY:
         getattr(submodule(module), name).apply = staticmethod(function)
-    batched_nms = submodule('nms').batched_nms
-    _rebind(mmcv_ops, 'batched_nms', batched_nms, nms.in_full_precision(batched_nms))
-
-
-def _rebind(package: ModuleType, name: str, old: Callable, new: Callable) -> None:
-    """Bind ``name`` to ``new`` in every module of the package in which it is bound to ``old``."""
-    for module_name, module in list(sys.modules.items()):
-        inside = module_name == package.__name__ or module_name.startswith(package.__name__ + '.')
-        if inside and vars(module).get(name) is old:
-            setattr(module, name, new)
+    rebind(submodule('nms'), 'batched_nms', nms.in_full_precision(submodule('nms').batched_nms))
