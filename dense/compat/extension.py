@@ -5,13 +5,15 @@ cannot be imported at all. :func:`install` adds two import finders:
 
 - one that stands last and offers a ``mmcv._ext`` made of the functions in :mod:`dense.compat.ops`. It is asked only
   when nothing else has the module, hence a real compiled extension always wins;
-- one that stands first, looks at ``mmcv.ops`` alone and lets the ordinary machinery find it. After the import it puts
-  differentiable PyTorch functions in the place of mmcv's entry points, before any detector binds their names: these
-  know autocast, ``torch.compile`` and deterministic algorithms, which a hand-written backward does not.
+- one that stands first, looks at the modules of :data:`REPAIRS` alone and lets the ordinary machinery find them. After
+  the import of ``mmcv.ops`` it puts differentiable PyTorch functions in the place of mmcv's entry points, before any
+  detector binds their names: these know autocast, ``torch.compile`` and deterministic algorithms, which a hand-written
+  backward does not.
 
 Functions that nobody serves exist too, since mmcv asks for them, and raise ``NotImplementedError`` when called.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +23,11 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 EXTENSION = 'mmcv._ext'
-WRAPPERS = 'mmcv.ops'
+# Modules whose contents are repaired right after their import, and the function of dense.compat.ops that does it.
+REPAIRS = {
+    'mmcv.ops': 'replace',
+    'mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor': 'keep_exact_regions',
+}
 
 
 def unserved(name: str) -> Callable[..., NoReturn]:
@@ -77,13 +83,13 @@ class _ExtensionFinder(MetaPathFinder):
         return compiled or ModuleSpec(EXTENSION, _ExtensionLoader(), origin='dense.compat.ops')
 
 
-class _WrapperFinder(MetaPathFinder):
-    """Lets the ordinary machinery import ``mmcv.ops``, then replaces its entry points. Stands first."""
+class _RepairFinder(MetaPathFinder):
+    """Lets the ordinary machinery import a module of :data:`REPAIRS`, then repairs it. Stands first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != WRAPPERS:
+        if fullname not in REPAIRS:
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec is None or spec.loader is None:
@@ -91,33 +97,31 @@ class _WrapperFinder(MetaPathFinder):
         loader: Any = spec.loader
         execute = loader.exec_module
 
-        def execute_and_replace(module: ModuleType) -> None:
+        def execute_and_repair(module: ModuleType) -> None:
             execute(module)
-            replace_entry_points(module)
+            repair(module)
 
         # On the instance, so that the loader keeps its type and everything else that asks for the source still works.
-        loader.exec_module = execute_and_replace
+        loader.exec_module = execute_and_repair
         return spec
 
 
-def replace_entry_points(mmcv_ops: ModuleType) -> None:
-    """Put the differentiable functions in the place of mmcv's; does nothing when ``mmcv._ext`` is a compiled one.
+def repair(module: ModuleType) -> None:
+    """Repair a module of :data:`REPAIRS`; does nothing when ``mmcv._ext`` is a compiled one.
 
     Args:
-        mmcv_ops: The imported package ``mmcv.ops``.
+        module: The imported module.
     """
     if origin() == 'torchvision':
-        from dense.compat.ops import replace
-
-        replace(mmcv_ops)
+        getattr(importlib.import_module('dense.compat.ops'), REPAIRS[module.__name__])(module)
 
 
 def install() -> None:
     """Make ``import mmcv.ops`` work without a compiler; a second call changes nothing."""
     if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ExtensionFinder())
-    if not any(isinstance(finder, _WrapperFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WrapperFinder())
+    if not any(isinstance(finder, _RepairFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RepairFinder())
 
 
 def origin() -> str:

@@ -86,3 +86,15 @@ def replace(mmcv_ops: ModuleType) -> None:
     for module, name, function in APPLY:
         getattr(submodule(module), name).apply = staticmethod(function)
     rebind(submodule('nms'), 'batched_nms', nms.in_full_precision(submodule('nms').batched_nms))
+
+
+def keep_exact_regions(module: ModuleType) -> None:
+    """Make mmdet's extractor of region features keep the regions' precision under autocast.
+
+    It casts the regions to the features' dtype: bfloat16 coordinates above 1024 are multiples of 8 pixels.
+
+    Args:
+        module: The imported module of ``SingleRoIExtractor``.
+    """
+    extractor: Any = module.__dict__['SingleRoIExtractor']
+    extractor.forward = roi.with_exact_regions(extractor.forward)

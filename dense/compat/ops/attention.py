@@ -33,7 +33,7 @@ def multi_scale_deformable_attention(
     Raises:
         ValueError: The levels' pixels do not sum to K.
     """
-    shapes = [(int(height), int(width)) for height, width in value_spatial_shapes]
+    shapes = torch.as_tensor(value_spatial_shapes).tolist()
     num_pixels = [height * width for height, width in shapes]
     if sum(num_pixels) != value.shape[1]:
         raise ValueError(

@@ -9,10 +9,11 @@ offsets), H' and W' of the output. The offsets' channels are G x KH x KW pairs (
 
 from collections.abc import Callable
 
+import torch
 import torchvision
 from torch import Tensor
 
-from dense.compat.ops.common import pair, vector_jacobian, without_autocast, working_dtype
+from dense.compat.ops.common import needs_determinism, pair, vector_jacobian, without_autocast, working_dtype
 
 Size = int | tuple[int, int]
 
@@ -103,8 +104,9 @@ def _convolve(
 ) -> Tensor:
     _check_channels(input, offset, mask, weight, groups, deform_groups)
     dtype = working_dtype(offset)
+    convolve = _convolve_in_fixed_order if needs_determinism(input) else torchvision.ops.deform_conv2d
     with without_autocast(input):
-        output = torchvision.ops.deform_conv2d(
+        output = convolve(
             input.to(dtype),
             offset.to(dtype),
             weight.to(dtype),
@@ -115,6 +117,57 @@ def _convolve(
             mask=None if mask is None else mask.to(dtype),
         )
     return output.to(offset.dtype)
+
+
+def _convolve_in_fixed_order(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None,
+) -> Tensor:
+    """Convolve as torchvision's kernel, by indexing, whose backward pass adds in a fixed order."""
+    num_out, per_group, kernel_h, kernel_w = weight.shape
+    num, channels = input.shape[:2]
+    out_h, out_w = offset.shape[2:]
+    shifts = offset.view(num, -1, kernel_h, kernel_w, 2, out_h, out_w)  # N, G, KH, KW, 2, H', W'
+    rows = _grid(out_h, kernel_h, stride[0], padding[0], dilation[0], offset)[None, None, :, None, :, None]
+    columns = _grid(out_w, kernel_w, stride[1], padding[1], dilation[1], offset)[None, None, None, :, None, :]
+    grouped = input.unflatten(1, (shifts.shape[1], -1))  # N, G, C/G, H, W
+    samples = _sample(grouped, rows + shifts[:, :, :, :, 0], columns + shifts[:, :, :, :, 1])
+    if mask is not None:
+        samples = samples * mask.view(num, -1, 1, kernel_h, kernel_w, out_h, out_w)
+    groups = channels // per_group
+    samples = samples.reshape(num, groups, per_group, kernel_h, kernel_w, out_h, out_w)
+    kernels = weight.view(groups, num_out // groups, per_group, kernel_h, kernel_w)
+    output = torch.einsum('ngcabhw,gocab->ngohw', samples, kernels).reshape(num, num_out, out_h, out_w)
+    return output if bias is None else output + bias[:, None, None]
+
+
+def _grid(num_out: int, num_kernel: int, stride: int, padding: int, dilation: int, like: Tensor) -> Tensor:
+    """Return where each kernel element lies for each output pixel, along one axis; (num_kernel, num_out)."""
+    start = torch.arange(num_out, device=like.device, dtype=like.dtype) * stride - padding
+    return start + torch.arange(num_kernel, device=like.device, dtype=like.dtype)[:, None] * dilation
+
+
+def _sample(grouped: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Interpolate maps (N, G, C, H, W) that continue with zeros at points (N, G, ...); (N, G, C, ...)."""
+    height, width = grouped.shape[3:]
+    top, left = y.detach().floor(), x.detach().floor()
+    ones = [1] * (y.dim() - 2)
+    image = torch.arange(grouped.shape[0], device=y.device).view(-1, 1, 1, *ones)
+    group = torch.arange(grouped.shape[1], device=y.device).view(1, -1, 1, *ones)
+    channel = torch.arange(grouped.shape[2], device=y.device).view(1, 1, -1, *ones)
+    samples = grouped.new_zeros(())
+    for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+        share = (1 - (y - row).abs()) * (1 - (x - column).abs())
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        at_y, at_x = row.clamp(0, height - 1).long()[:, :, None], column.clamp(0, width - 1).long()[:, :, None]
+        samples = samples + grouped[image, group, channel, at_y, at_x] * (share * inside)[:, :, None]
+    return samples
 
 
 def _check_channels(

@@ -91,6 +91,26 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: int | tuple[int, int], sp
         return torch.where(argmax >= 0, pooled, torch.zeros_like(pooled))
 
 
+def with_exact_regions(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap the ``forward`` of mmdet's ``SingleRoIExtractor`` so that half precision pools with exact coordinates.
+
+    Args:
+        forward: Takes the extractor, feature maps (N, C, H, W), regions (R, 5) and a factor of the regions' size.
+    """
+
+    @functools.wraps(forward)
+    def wide_forward(
+        self: object, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
+    ) -> Tensor:
+        dtype = feats[0].dtype
+        wide = working_dtype(*feats)
+        with without_autocast(feats[0]):
+            pooled = forward(self, tuple(feature.to(wide) for feature in feats), rois.to(wide), roi_scale_factor)
+        return pooled.to(dtype)
+
+    return wide_forward
+
+
 def _check_rois(rois: Tensor) -> None:
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(
