@@ -24,7 +24,7 @@ from dense.checkpoint import latest_checkpoint
 from dense.data.check import check_paths, fit_classes
 from dense.data.root import find_data, replace_data_root
 from dense.errors import UserError, did_you_mean
-from dense.options import check_options, check_top_level
+from dense.options import apply_options, check_options, check_top_level
 from dense.runner import DenseRunner
 from dense.screen import notice, quiet_libraries
 
@@ -67,7 +67,7 @@ def load_config(
     check_top_level(cfg)
     if options:
         check_options(cfg, options)
-        cfg.merge_from_dict(dict(options))
+        apply_options(cfg, options)
     if data_root is not None:
         replace_data_root(cfg, str(data_root))
     find_data(cfg, PROJECT)

@@ -1,12 +1,13 @@
 """Config keys that a user types: on the command line, or at the top of a config file."""
 
 import ast
+import copy
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from dense.errors import UserError, did_you_mean
@@ -89,6 +90,23 @@ def _check_new(key: str, parts: list[str], depth: int, node: Any) -> None:
     place = '.'.join(parts[:depth]) or 'the config'
     allowed = set(node.keys()) | (RUN_KEYS if depth == 0 else set())
     raise UserError(f'unknown config key {key}: {place} has no {parts[depth]!r}', did_you_mean(parts[depth], allowed))
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Set keys of a config, in place; a dict replaces what was there.
+
+    Args:
+        cfg: Config of a run.
+        options: Dotted keys that :func:`check_options` found right, and their values.
+    """
+    for key, value in options.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in key.split('.')]
+        node: Any = cfg
+        for part in parents:
+            # Validation and test data are often one object; an option for one must not change the other.
+            node[part] = copy.copy(node[part])
+            node = node[part]
+        node[last] = ConfigDict(value) if isinstance(value, dict) else value
 
 
 def check_top_level(cfg: Config) -> None:

@@ -4,10 +4,11 @@ import time
 from numbers import Real
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dense.screen import console, notice, start_progress, stop_progress
 
@@ -37,7 +38,7 @@ class ProgressBarHook(Hook):
         """Advance by a training step."""
         if self._train_bar is not None:
             loss = (outputs or {}).get('loss')
-            self._train_bar.advance(None if loss is None else float(loss))
+            self._train_bar.advance(None if loss is None else float(torch.as_tensor(loss).detach()))
 
     def after_train(self, runner: Any) -> None:
         """End the bar of the training steps."""
@@ -102,7 +103,7 @@ class _Bar:
         # A new object each time: one that was stopped keeps counting the time in between.
         self._progress = Progress(
             TextColumn('{task.description:<8}'), BarColumn(bar_width=30), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), TextColumn('{task.fields[loss]}'),
+            TimeRemainingColumn(), TextColumn('left'), TextColumn('{task.fields[loss]}'),
             console=console(), transient=True, redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
         self._task = self._progress.add_task(self.name, total=self.total, completed=self.done, loss=self._loss_text())
