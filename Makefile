@@ -2,33 +2,41 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
+LOG := $(VENV)/install.log
+# Quiet on the screen, everything in the log; what went wrong is shown.
+PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
-.PHONY: venv demo test test-slow lint
+.PHONY: venv demo test test-slow test-onedl lint
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python >= 3.10 is needed, got " + sys.version.split()[0] + "; name another with: make venv PYTHON=python3.12")'
-	@echo "Installing into $(VENV): PyTorch and the OpenMMLab packages, about 6 GB, some minutes; nothing is compiled."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python >= 3.10 is needed, got " + sys.version.split()[0] + "\nremedy: name another with: make venv PYTHON=python3.12")'
+	@echo "Installing into $(VENV), some minutes and about 6 GB; nothing is compiled. Details: $(LOG)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install 'pip>=25.1'
-	@$(PIP) install -c constraints.txt -e . --group dev
-	@$(PIP) install -c constraints.txt --no-deps --group openmmlab
+	@$(PIP) 'pip>=25.1'
+	@echo "  1/2 PyTorch and the libraries"
+	@$(PIP) -c constraints.txt -e . --group dev
+	@echo "  2/2 mmengine, mmcv-lite, MMDetection, MMSegmentation"
+	@$(PIP) -c constraints.txt --no-deps --group openmmlab
 	@touch $(STAMP)
-	@echo "Installed into $(VENV)."
 
-demo: venv
+demo: $(STAMP)
 	@$(PY) tools/demo.py
 
-test: venv
+test: $(STAMP)
 	@$(PY) -m pytest -m 'not slow'
 
-test-slow: venv
+test-slow: $(STAMP)
 	@$(PY) -m pytest -m slow
 
-lint: venv
+.venv-onedl/.installed: $(STAMP) tools/onedl_env.py
+	@$(PY) tools/onedl_env.py .venv-onedl
+	@touch $@
+
+test-onedl: .venv-onedl/.installed
+	@.venv-onedl/bin/python -m pytest -m smoke
+
+lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib
-
-
