@@ -81,8 +81,15 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
     if 'pred_sem_seg' in sample:
         truth, prediction = label_maps(sample)
         return compare_labels(picture, truth, prediction, names=names, palette=palette, title=title)
-    truth, prediction = objects_of(sample.gt_instances), objects_of(sample.pred_instances)
-    return compare_objects(picture, truth, prediction, names=names, palette=palette, title=title, min_score=min_score)
+    return compare_objects(
+        picture,
+        objects_of(sample.gt_instances),
+        objects_of(sample.pred_instances),
+        names=names,
+        palette=palette,
+        title=title,
+        min_score=min_score,
+    )
 
 
 def objects_of(instances: Any) -> Objects:

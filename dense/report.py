@@ -44,12 +44,22 @@ class Objects:
     scores: NDArray | None = None
 
     def above(self, min_score: float) -> 'Objects':
-        """Return the objects whose score is at least ``min_score``, the least certain first; all without scores."""
-        if self.scores is None:
-            return self
-        order = [i for i in np.argsort(self.scores, kind='stable') if self.scores[i] >= min_score]
-        masks = None if self.masks is None else self.masks[order]
-        return Objects(self.boxes[order], self.labels[order], masks, self.scores[order])
+        """Return the objects whose score is at least ``min_score``; all of them without scores."""
+        return self if self.scores is None else self.select(np.flatnonzero(self.scores >= min_score))
+
+    def largest_first(self) -> 'Objects':
+        """Return the objects by falling size of their boxes: painted so, no small one is covered by a large one."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return self.select(np.argsort(-sides.prod(axis=1), kind='stable'))
+
+    def select(self, chosen: NDArray) -> 'Objects':
+        """Return the objects with the given indices, in that order."""
+        return Objects(
+            self.boxes[chosen],
+            self.labels[chosen],
+            None if self.masks is None else self.masks[chosen],
+            None if self.scores is None else self.scores[chosen],
+        )
 
 
 def compare_objects(
@@ -119,7 +129,7 @@ def draw_objects(
 
     Args:
         image: RGB, (H, W, 3).
-        objects: What to paint, in this order.
+        objects: What to paint; large ones lie below small ones.
         names: Name of each class.
         palette: RGB colour of each class.
         opacity: Of the tint, 0..1.
@@ -127,7 +137,7 @@ def draw_objects(
     Returns:
         The image at the size of a panel.
     """
-    canvas = _zoomed(image)
+    canvas, objects = _zoomed(image), objects.largest_first()
     zoom_x, zoom_y = canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0]
     for i, label in enumerate(objects.labels):
         color = palette[label]
@@ -157,9 +167,9 @@ def draw_labels(image: Picture, labels: NDArray, *, palette: Sequence[Color], op
         The image at the size of a panel.
     """
     colors = np.array([*palette, _IGNORED_COLOR], dtype=np.uint8)
-    tint = colors[np.where(labels < len(palette), labels, len(palette))]
+    small = colors[np.where(labels < len(palette), labels, len(palette))]
     canvas = _zoomed(image)
-    tint = cv2.resize(tint, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    tint = cv2.resize(small, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     return cv2.addWeighted(tint, opacity, canvas, 1 - opacity, 0).astype(np.uint8)
 
 

@@ -79,10 +79,23 @@ def test_panels_are_neither_tiny_nor_huge(size: tuple[int, int]) -> None:
     checked.add(('panels', size))
 
 
-def test_uncertain_objects_are_left_out_and_certain_ones_lie_on_top() -> None:
+def test_uncertain_objects_are_left_out() -> None:
     objects = Objects(np.zeros((3, 4)), np.array([0, 1, 2]), None, np.array([0.9, 0.1, 0.5]))
-    assert objects.above(0.3).labels.tolist() == [2, 0]
+    assert objects.above(0.3).labels.tolist() == [0, 2]
     assert Objects(objects.boxes, objects.labels).above(0.3).labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('order', [[0, 1], [1, 0]])
+def test_a_small_object_lies_on_top_of_a_large_one(order: list[int]) -> None:
+    masks = np.zeros((2, 160, 160), dtype=bool)
+    masks[0] = True
+    masks[1, 100:120, 60:100] = True
+    boxes = np.array([[0.0, 0.0, 160.0, 160.0], [60.0, 100.0, 100.0, 120.0]])
+    objects = Objects(boxes[order], np.array([0, 1])[order], masks[order])
+    picture = draw_objects(gray(160, 160), objects, names=NAMES, palette=PALETTE, opacity=1.0)
+    assert near(picture, (110 / 160, 80 / 160), PALETTE[1]) == 0
+    assert near(picture, (50 / 160, 80 / 160), PALETTE[0]) == 0
+    checked.add(('order', str(order)))
 
 
 def test_a_score_changes_the_picture_and_a_low_one_hides_the_object() -> None:
@@ -171,4 +184,4 @@ def test_the_hook_draws_both_kinds_of_samples(make, is_gray: bool, tmp_path: Pat
 
 
 def test_all_cases_ran() -> None:
-    assert len(checked) == 3 * len(SIZES) + 3 + 2 * 2
+    assert len(checked) == 3 * len(SIZES) + 2 + 3 + 2 * 2
