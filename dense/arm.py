@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+import dense.pictures  # noqa: F401  (registers its hook)
 from dense.data.walk import heads_of
 from dense.errors import UserError
 

@@ -222,8 +222,10 @@ def _resume_point(cfg: Config) -> dict[str, int]:
 
 
 def _build_runner(cfg: Config) -> Runner:
-    # MMEngine keeps log and message hub under this name: two runs of a process must not share it.
+    # MMEngine keeps log, message hub and visualizer under this name: two runs of a process must not share it.
     cfg.experiment_name = f'{Path(cfg.filename or "run").stem}-{next(_run_number)}'
+    if cfg.get('visualizer'):
+        cfg.visualizer.pop('name', None)
     if not torch.cuda.is_available():
         notice('no GPU found: running on the CPU')
     return DenseRunner.from_cfg(cfg)

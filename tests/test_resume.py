@@ -11,99 +11,69 @@ from mmengine.config import Config
 
 from dense.launch import load_config, train
 
-# task, processes that load data, counted in epochs, resumed after
-CASES = [
-    ('det', 0, False, 2),
-    ('det', 0, True, 3),  # between two epochs of 3 steps
-    ('det', 0, True, 4),  # inside an epoch
-    ('seg', 0, False, 2),
-    ('seg', 2, False, 4),  # 8 samples are loaded ahead of the step
-]
-ITERS = 6
-ran: list[tuple] = []
-
-
-def by_epoch() -> dict[str, Any]:
-    """Options that count the run in epochs of 3 steps and still save every step."""
-    return {
-        'train_cfg': dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
-        'train_dataloader.sampler': dict(type='DefaultSampler', shuffle=True),
-        'log_processor.by_epoch': True,
-    }
-
-
-def tiny_config(path: str, options: dict[str, Any], root: Path, work_dir: Path, resume: str | None = None) -> Config:
-    noisy = {
-        'model.backbone.drop_path_rate': 0.3,
-        'default_hooks.checkpoint.interval': 1,
-        'default_hooks.checkpoint.max_keep_ckpts': -1,
-    }
-    return load_config(
-        path, work_dir=work_dir, data_root=root, options={**options, **noisy}, resume=resume, seed=None if resume else 7
-    )
+NO_VALIDATION: dict[str, Any] = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
+EPOCHS: dict[str, Any] = {
+    'train_cfg': dict(type='EpochBasedTrainLoop', max_epochs=2),
+    'train_dataloader.sampler': dict(type='DefaultSampler', shuffle=True),
+    'train_dataloader.batch_sampler': dict(type='AspectRatioBatchSampler'),
+    'log_processor.by_epoch': True,
+}
+WORKERS = {'train_dataloader.num_workers': 2, 'train_dataloader.persistent_workers': True}
+# What runs: task, number of steps, options; then each resumed run: the step after which, and its own options.
+RUNS: dict[str, tuple[str, int, dict[str, Any], list[tuple[int, dict[str, Any]]]]] = {
+    # The uninterrupted run validates before the step, the resumed one does not.
+    'detector counted in steps': ('det', 4, {'train_cfg.val_interval': 2}, [(2, {})]),
+    # 3 steps are an epoch: once between two, once inside.
+    'detector counted in epochs': ('det', 6, {**NO_VALIDATION, **EPOCHS}, [(3, {}), (4, {})]),
+    # Processes load 8 samples ahead of the step.
+    'segmentor': ('seg', 4, NO_VALIDATION, [(2, {}), (3, WORKERS)]),
+}
+resumed_runs: list[tuple[str, int]] = []
 
 
 def losses(work_dir: Path) -> dict[int, dict[str, float]]:
-    """Losses of every step, as logged; steps that were run again overwrite themselves."""
-    found = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime_ns):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if 'loss' in row:
-                found[row['step']] = {key: value for key, value in row.items() if 'loss' in key or key == 'lr'}
-    return found
+    """Logged losses and learning rate of every step."""
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row['step']: {k: row[k] for k in row if 'loss' in k or k == 'lr'} for row in rows if 'loss' in row}
 
 
-@pytest.mark.parametrize(('task', 'num_workers', 'epochs', 'stop'), CASES)
+@pytest.mark.parametrize('name', RUNS)
 def test_resumed_run_equals_uninterrupted_run(
-    task: str,
-    num_workers: int,
-    epochs: bool,
-    stop: int,
+    name: str,
     tiny_data: Path,
     tmp_path: Path,
     tiny_options: Callable[..., dict[str, Any]],
     tiny_config_files: dict[str, str],
 ) -> None:
-    options = tiny_options(task, tiny_data, iters=ITERS, num_workers=num_workers)
-    if epochs:
-        options = {key: value for key, value in options.items() if not key.startswith('train_cfg')} | by_epoch()
-    path, whole, resumed = tiny_config_files[task], tmp_path / 'whole', tmp_path / 'resumed'
-    options['val_dataloader.num_workers'] = 0
-    options['val_dataloader.persistent_workers'] = False
+    task, num_steps, options, resumed = RUNS[name]
 
-    expected = train(tiny_config(path, options, tiny_data, whole))
-    # The uninterrupted run saved every step: the second one starts from one of its files, in its own folder.
-    runner = train(tiny_config(path, options, tiny_data, resumed, resume=str(whole / f'iter_{stop}.pth')))
-
-    assert runner.iter == expected.iter == ITERS
-    for (name, tensor), (_, other) in zip(
-        expected.model.state_dict().items(), runner.model.state_dict().items(), strict=True
-    ):
-        assert torch.equal(tensor, other), name
-    before, after = losses(whole), losses(resumed)
-    assert set(before) == set(range(1, ITERS + 1)) and set(after) == set(range(stop + 1, ITERS + 1))
-    assert {step: before[step] for step in after} == after
-    assert len({str(row) for row in before.values()}) == ITERS, 'the steps do not differ, so equality proves nothing'
-    ran.append((task, num_workers, epochs, stop))
-
-
-def test_other_seed_gives_another_run(
-    tiny_data: Path, tmp_path: Path, tiny_options: Callable[..., dict[str, Any]], tiny_config_files: dict[str, str]
-) -> None:
-    options = tiny_options('seg', tiny_data, iters=1)
-    sums = []
-    for seed in (0, 0, 1):
-        cfg = load_config(
-            tiny_config_files['seg'],
-            work_dir=tmp_path / str(len(sums)),
-            data_root=tiny_data,
-            options=options,
-            seed=seed,
+    def config(work_dir: Path, more: dict[str, Any], resume: str | None = None) -> Config:
+        every_step = {'default_hooks.checkpoint.interval': 1, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+        noisy = {'model.backbone.drop_path_rate': 0.3}
+        merged = {**tiny_options(task, tiny_data, iters=num_steps), **every_step, **noisy, **options, **more}
+        if 'train_cfg' in merged:
+            merged = {key: value for key, value in merged.items() if not key.startswith('train_cfg.')}
+        seed = None if resume else 7  # the resumed run takes it from the checkpoint
+        return load_config(
+            tiny_config_files[task], work_dir=work_dir, data_root=tiny_data, options=merged, resume=resume, seed=seed
         )
-        sums.append(sum(float(tensor.double().sum()) for tensor in train(cfg).model.state_dict().values()))
-    assert sums[0] == sums[1] != sums[2]
+
+    expected = train(config(tmp_path / 'whole', {}))
+    before = losses(tmp_path / 'whole')
+    assert set(before) == set(range(1, num_steps + 1))
+    assert len({row['loss'] for row in before.values()}) == num_steps, 'equal steps would prove nothing'
+    for stop, more in resumed:
+        work_dir = tmp_path / f'from-{stop}'
+        runner = train(config(work_dir, more, resume=str(tmp_path / 'whole' / f'iter_{stop}.pth')))
+        assert runner.iter == expected.iter == num_steps
+        after = losses(work_dir)
+        assert after == {step: row for step, row in before.items() if step > stop}
+        pairs = zip(expected.model.state_dict().items(), runner.model.state_dict().items(), strict=True)
+        for (key, tensor), (_, other) in pairs:
+            assert torch.equal(tensor, other), key
+        resumed_runs.append((name, stop))
 
 
-def test_every_case_ran() -> None:
-    assert len(CASES) == 5 and ran == CASES
+def test_every_run_was_resumed() -> None:
+    assert len(resumed_runs) == sum(len(resumed) for *_, resumed in RUNS.values()) == 5
