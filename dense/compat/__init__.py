@@ -6,15 +6,18 @@ look-up (:mod:`~dense.compat.packages`) and checkpoint reading (:mod:`~dense.com
 """
 
 import importlib.util
+import warnings
 
 from . import extension
-from .environment import EnvironmentReport, Problem, check_environment, install_command
+from .environment import EnvironmentReport, Problem, broken_stubs, check_environment, install_command
 
 __all__ = ['EnvironmentReport', 'Problem', 'check_environment', 'install']
 
 
 def install() -> None:
     """Serve the operators and repair mmengine; a second call changes nothing.
+
+    It warns when mmdet or mmseg were imported before and hold on to operators that could not be imported then.
 
     Raises:
         UserError: mmengine is not installed.
@@ -29,3 +32,5 @@ def install() -> None:
 
     packages.repair()
     checkpoints.repair()
+    for problem in broken_stubs():
+        warnings.warn(f'{problem.cause}\n{problem.remedy}', stacklevel=2)

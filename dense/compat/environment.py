@@ -18,15 +18,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 # Distribution to (first supported version, first unsupported one). The two families of OpenMMLab packages keep their
 # bounds in pyproject.toml as well, because pip installs them from there; a test compares the two.
 BOUNDS: dict[str, tuple[str, str | None]] = {
-    'torch': ('2.4', None),
-    'torchvision': ('0.19', None),
+    'torch': ('2.6', None),
+    'torchvision': ('0.21', None),
     'timm': ('1.0.15', None),
     'numpy': ('1.26', None),
     'opencv-python-headless': ('4.9', None),
@@ -55,6 +55,9 @@ MODULES: dict[str, tuple[str, str]] = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
 }
 WITHOUT_DEPENDENCIES = ('cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
+
+# Module to the distributions that provide it: name to version.
+Owners: TypeAlias = dict[str, dict[str, str]]
 
 # What the forks put in the place of an operator that could not be imported says this when it is called.
 STUB_TEXT = 'requires mmcv to be compiled'
@@ -121,17 +124,22 @@ def check_environment() -> EnvironmentReport:
     in the report, never an exception.
     """
     owners = _owners()
-    metadata_problems = [*_duplicates(owners), *_missing(owners), *_unsupported(owners), *_torch_pair()]
+    problems = _package_problems(owners)
     # Looked for before anything is imported here: it is about what the caller imported.
-    stub_problems = list(_stubs())
+    problems += broken_stubs()
     imported, import_problems = _import_all(owners)
-    operators, origin, operator_problems = _operators()
+    problems += import_problems
+    operators, origin, failure = _operators()
+    if failure and not problems:  # else it follows from them
+        problems.append(
+            Problem(f'the operators of mmcv are not there: {failure}', f'{sys.executable} -c "import dense"')
+        )
     return EnvironmentReport(
         versions=_versions(owners),
         machine=_machine(imported),
         operators=operators,
         origin=origin,
-        problems=(*metadata_problems, *stub_problems, *import_problems, *operator_problems),
+        problems=tuple(problems),
     )
 
 
@@ -154,48 +162,70 @@ def _pip() -> str:
     return f'{python.relative_to(PROJECT) if inside else python} -m pip'
 
 
-def _owners() -> dict[str, list[str]]:
-    """Module to the names of the distributions that provide it, without repetition."""
-    provided = importlib.metadata.packages_distributions()
-    return {module: sorted({_normal(name) for name in provided.get(module, []) if name}) for module in MODULES}
+def _owners() -> Owners:
+    """Module to the distributions that provide it, by name, with their versions."""
+    owners: Owners = {module: {} for module in MODULES}
+    for item in importlib.metadata.distributions():
+        name = item.metadata['Name']
+        if name:  # None where the metadata are damaged
+            for module in _provided(item):
+                # The first on the path is the one that Python imports.
+                owners[module].setdefault(_normal(name), item.version)
+    return owners
+
+
+def _package_problems(owners: Owners) -> list[Problem]:
+    return [*_duplicates(owners), *_missing(owners), *_unsupported(owners), *_torch_pair(owners)]
+
+
+def _provided(item: importlib.metadata.Distribution) -> list[str]:
+    """The modules of :data:`MODULES` that a distribution provides."""
+    listed = item.read_text('top_level.txt')
+    if listed:
+        return [module for module in MODULES if module in listed.split()]
+    # As text: `item.files` would make an object of each of the 60,000 lines that all distributions have together.
+    record = '\n' + (item.read_text('RECORD') or '')
+    return [module for module in MODULES if f'\n{module}/__init__.py,' in record]
 
 
 def _normal(name: str) -> str:
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
-def _family(owners: Mapping[str, list[str]]) -> str:
+def _family(owners: Owners) -> str:
     """The family that most of the modules come from."""
     mm = [name for module in WITHOUT_DEPENDENCIES if module != 'cv2' for name in owners[module]]
     forks = sum(name.startswith('onedl-') for name in mm)
     return 'onedl' if forks > len(mm) - forks else 'openmmlab'
 
 
-def _duplicates(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+def _duplicates(owners: Owners) -> Iterator[Problem]:
     for module, names in owners.items():
         if len(names) > 1:
-            versions = ' and '.join(f'{name} {importlib.metadata.version(name)}' for name in names)
+            versions = ' and '.join(f'{name} {version}' for name, version in sorted(names.items()))
             yield Problem(
                 f'{len(names)} distributions own the package {module}: {versions}; their files overwrite each other.',
-                f'{_pip()} uninstall -y {" ".join(names)} && {install_command(module, _family(owners))}',
+                f'{_pip()} uninstall -y {" ".join(sorted(names))} && {install_command(module, _family(owners))}',
             )
 
 
-def _missing(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+def _missing(owners: Owners) -> Iterator[Problem]:
     family = _family(owners)
-    for module, names in owners.items():
-        if not names:
-            wanted = MODULES[module][family == 'onedl']
-            yield Problem(f'{wanted} (the package {module}) is not installed.', install_command(module, family))
+    by_command: dict[str, list[str]] = {}
+    for module in (module for module, names in owners.items() if not names):
+        wanted = MODULES[module][family == 'onedl']
+        label = wanted if wanted == module else f'{wanted} (the package {module})'
+        by_command.setdefault(install_command(module, family), []).append(label)
+    for command, labels in by_command.items():
+        yield Problem(f'{", ".join(labels)} {"is" if len(labels) == 1 else "are"} not installed.', command)
 
 
-def _unsupported(owners: Mapping[str, list[str]]) -> Iterator[Problem]:
+def _unsupported(owners: Owners) -> Iterator[Problem]:
     if sys.version_info < OLDEST_PYTHON:
         oldest = '.'.join(map(str, OLDEST_PYTHON))
         yield Problem(f'Python {platform.python_version()} is older than {oldest}.', 'make venv PYTHON=python3.12')
     for module, names in owners.items():
-        for name in names:
-            version = importlib.metadata.version(name)
+        for name, version in names.items() if len(names) == 1 else ():
             low, high = BOUNDS.get(name, BOUNDS.get(MODULES[module][0], ('0', None)))
             if name not in BOUNDS and module != 'cv2':
                 allowed = ' or '.join(dict.fromkeys(MODULES[module]))
@@ -220,25 +250,20 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _torch_pair() -> Iterator[Problem]:
+def _torch_pair(owners: Owners) -> Iterator[Problem]:
     """torch 2.N and torchvision 0.(N + 15) are made for each other; any other pair fails at import."""
-    versions = {name: _version(name) for name in ('torch', 'torchvision')}
-    torch, torchvision = ((*_number(version or '0'), 0, 0) for version in versions.values())
-    if None not in versions.values() and torch[0] == 2 and torchvision[:2] != (0, torch[1] + 15):
+    if len(owners['torch']) != 1 or len(owners['torchvision']) != 1:
+        return
+    (torch,), (torchvision,) = owners['torch'].values(), owners['torchvision'].values()
+    major, minor = (*_number(torch), 0, 0)[:2]
+    if major == 2 and (*_number(torchvision), 0, 0)[:2] != (0, minor + 15):
         yield Problem(
-            f'torchvision {versions["torchvision"]} does not belong to torch {versions["torch"]}.',
-            f"{_pip()} install 'torchvision==0.{torch[1] + 15}.*'",
+            f'torchvision {torchvision} does not belong to torch {torch}.',
+            f"{_pip()} install 'torchvision==0.{minor + 15}.*'",
         )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _stubs() -> Iterator[Problem]:
+def broken_stubs() -> Iterator[Problem]:
     """Functions that mmdet or mmseg bound in the place of operators, because they were imported before ``dense``."""
     loaded = [
         (path, module) for path, module in list(sys.modules.items()) if path.partition('.')[0] in ('mmdet', 'mmseg')
@@ -261,40 +286,39 @@ def _stubs_of(module: ModuleType, path: str) -> Iterator[str]:
             yield name
 
 
-def _import_all(owners: Mapping[str, list[str]]) -> tuple[dict[str, ModuleType], list[Problem]]:
+def _import_all(owners: Owners) -> tuple[dict[str, ModuleType], list[Problem]]:
     imported: dict[str, ModuleType] = {}
     problems: list[Problem] = []
     for module in (name for name, names in owners.items() if names):
         try:
             imported[module] = importlib.import_module(module)
         except Exception as error:  # whatever a broken package raises belongs on the page
-            reason = (str(error).strip() or type(error).__name__).split('\n')[0]
             again = install_command(module, _family(owners)).replace(' install ', ' install --force-reinstall ', 1)
-            problems.append(Problem(f'{module} is installed but cannot be imported: {reason}', again))
+            problems.append(Problem(f'{module} is installed but cannot be imported: {_first_line(error)}', again))
     return imported, problems
 
 
-def _operators() -> tuple[dict[str, str], str, list[Problem]]:
+def _operators() -> tuple[dict[str, str], str, str]:
+    """Op to what serves it, the origin of all, and why they could not be found out (or nothing)."""
     try:
         extension = importlib.import_module('dense.compat.extension')
         extension.install()
         importlib.import_module('mmcv.ops')
-        origin = extension.origin()
-        served = extension.served_ops() if origin == 'torchvision' else {'all': 'the compiled mmcv._ext'}
     except Exception as error:  # as above
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0]
-        return (
-            {},
-            'unknown',
-            [Problem(f'the operators of mmcv are not there: {reason}', 'mend the other problems first')],
-        )
-    return served, origin, []
+        return {}, 'unknown', _first_line(error)
+    if extension.origin() == 'compiled':
+        return {'all': 'mmcv._ext'}, 'compiled', ''
+    return extension.served_ops(), extension.origin(), ''
 
 
-def _versions(owners: Mapping[str, list[str]]) -> dict[str, str]:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split('\n')[0]
+
+
+def _versions(owners: Owners) -> dict[str, str]:
     rows = {'python': f'{platform.python_version()}  {sys.executable}'}
     for module, names in owners.items():
-        known = [f'{importlib.metadata.version(name)}{"" if name == module else f"  ({name})"}' for name in names]
+        known = [f'{version}{"" if name == module else f"  ({name})"}' for name, version in names.items()]
         rows[module] = ', '.join(known) or 'not installed'
     return rows
 
@@ -331,23 +355,22 @@ def _threads(imported: Mapping[str, ModuleType]) -> str:
 
 
 def _by_source(operators: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Rows of (source, ops it serves)."""
+    """Rows of (what serves, the ops that it serves)."""
     grouped: dict[str, list[str]] = {}
     for name, source in operators.items():
         grouped.setdefault(source, []).append(name)
-    return [(', '.join(sorted(names)), source) for source, names in grouped.items()]
+    return [(source, ', '.join(sorted(names))) for source, names in grouped.items()]
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]], width: int) -> str:
     rows = list(rows)
     if not rows:
         return title
-    column = min(max(len(name) for name, _ in rows), 28) + 2
+    column = max(len(name) for name, _ in rows) + 2
     lines = [title]
     for name, value in rows:
-        head = f'  {name:<{column}}' if len(name) < column else f'  {name}\n{" " * (column + 2)}'
         wrapped = textwrap.wrap(value, max(width - column - 2, 20), break_on_hyphens=False) or ['']
-        lines.append(head + f'\n{" " * (column + 2)}'.join(wrapped))
+        lines.append(f'  {name:<{column}}' + f'\n{" " * (column + 2)}'.join(wrapped))
     return '\n'.join(lines)
 
 
@@ -356,6 +379,9 @@ def _problem_list(problems: tuple[Problem, ...], width: int) -> str:
         return 'No problem found.'
     lines = [f'{len(problems)} problem{"s" * (len(problems) > 1)} found. Run the commands in {PROJECT}']
     for number, problem in enumerate(problems, 1):
-        lines += ['', *textwrap.wrap(f'{number}. {problem.cause}', width, subsequent_indent='   ')]
+        lines += [
+            '',
+            *textwrap.wrap(f'{number}. {problem.cause}', width, subsequent_indent='   ', break_on_hyphens=False),
+        ]
         lines.append(f'   -> {problem.remedy}')
     return '\n'.join(lines)
