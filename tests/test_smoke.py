@@ -276,5 +276,17 @@ def test_trains_validates_saves_resumes_loads_and_tests(task: str, tmp_path: Pat
     assert all(torch.equal(saved[name], value) for name, value in runner.model.state_dict().items())
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_trains_and_tests_in_mixed_precision(task: str, tmp_path: Path) -> None:
+    (write_coco if task == 'detection' else write_labels)(tmp_path)
+    changed = config(task, tmp_path, tmp_path / 'run')
+    changed.optim_wrapper.update(type='DenseAmpOptimWrapper', clip_grad=dict(max_norm=35.0))
+    changed.train_cfg.update(max_iters=2)
+    Runner.from_cfg(changed).train()
+    losses = logged(tmp_path / 'run', 'loss')
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+
+
 def test_number_of_cases() -> None:
     assert len(TASKS) == 2
