@@ -24,7 +24,7 @@ from dense.pretrain import Pretrained, pretrain
 from dense.progress import ProgressBarHook, clock
 from dense.screen import console, notice
 
-MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_300i_mini-160x160.py'
+MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_400i_mini-160x160.py'
 UPERNET = 'configs/mini/upernet_inceptionnext-a_200i_mini-160x160.py'
 
 _PRETRAIN_STEPS = 160
@@ -180,4 +180,4 @@ def _show(scores: list[Score], root: Path, seconds: float) -> None:
         notice(f'{part.title}')
         notice(f'  pictures    {folder / "pictures"} (sheet.png shows some)')
         notice(f'  checkpoint  {latest_checkpoint(folder)}')
-        notice(f'  log         {max(folder.glob("*/*.log"), default=folder)}')
+        notice(f'  log         {min(folder.glob("*/*.log"), default=folder)}')

@@ -30,7 +30,7 @@ class PictureHook(Hook):
     """
 
     def __init__(
-        self, out_dir: str, max_pictures: int | None = None, sheet_size: int = 8, min_score: float = 0.3
+        self, out_dir: str, max_pictures: int | None = None, sheet_size: int = 8, min_score: float = 0.5
     ) -> None:
         self.out_dir = Path(out_dir)
         self.max_pictures = max_pictures
@@ -60,7 +60,7 @@ class PictureHook(Hook):
             save_picture(contact_sheet(self._sheet), self.out_dir / f'sheet{suffix}.png')
 
 
-def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 0.3) -> Picture:
+def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 0.5) -> Picture:
     """Draw a tested sample of mmdet or mmseg: input, truth, prediction.
 
     Args:

@@ -70,7 +70,7 @@ def compare_objects(
     names: Sequence[str],
     palette: Sequence[Color],
     title: str = '',
-    min_score: float = 0.3,
+    min_score: float = 0.5,
 ) -> Picture:
     """Draw input, true objects and predicted objects side by side, with class names and scores.
 
