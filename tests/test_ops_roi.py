@@ -282,9 +282,9 @@ def test_an_unknown_pool_mode_is_named() -> None:
 def test_detectors_pool_with_exact_regions_in_half_precision(dtype: torch.dtype, autocast: bool, num_levels) -> None:
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
-    extractor = SingleRoIExtractor(dict(type='RoIAlign', output_size=7), 2, [4, 8][:num_levels], finest_scale=10)
+    extractor = SingleRoIExtractor(dict(type='RoIAlign', output_size=7), 2, [4, 8][:num_levels], finest_scale=12)
     # Slopes tell where samples were taken; in bfloat16 alone these corners would move by up to 4 pixels.
-    levels = [torch.arange(1200.0 // stride) / 300 for stride in (4, 8)]
+    levels = [torch.arange(1200.0 // stride) - 1080 // stride for stride in (4, 8)]
     feats = [level.expand(1, 2, 50, -1).to(dtype).requires_grad_() for level in levels[:num_levels]]
     rois = torch.tensor([[0, 1101.3, 20.7, 1113.9, 43.2], [0, 1051.3, 31.2, 1097.1, 73.9]])
     exact = extractor([feat.detach().float() for feat in feats], rois)
