@@ -104,12 +104,14 @@ def find_config(path: str | Path) -> Path:
 
 def _read(path: Path) -> Config:
     try:
-        return Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path))
     except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
         raise UserError(
             f'cannot read the config {path}: {type(error).__name__}: {error}',
             'correct the file; see configs/ for others',
         ) from error
+    # The text of the config goes into the log and every checkpoint; prettifying it takes a second each time.
+    return Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)
 
 
 def train(cfg: Config) -> Runner:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.registry import DATASETS, FUNCTIONS
+from PIL import Image
 
 from dense.errors import UserError
 
@@ -134,4 +135,14 @@ def _reason(path: str) -> str | None:
         return 'there is no such file'
     if Path(path).stat().st_size == 0:
         return 'the file is empty'
-    return None if cv2.haveImageReader(path) and cv2.imread(path) is not None else 'it is no image, or damaged'
+    # OpenCV's JPEG reader complains on the screen by itself, so it is only the second to be asked.
+    return None if _pillow_reads(path) or cv2.imread(path) is not None else 'it is no image, or damaged'
+
+
+def _pillow_reads(path: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
