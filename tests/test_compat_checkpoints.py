@@ -219,6 +219,25 @@ def test_own_checkpoint_is_loaded_from_a_url_once(tmp_path: Path, server: str, m
     load_checkpoint(nn.Linear(2, 3), f'{server}/line.pth', strict=True)
 
 
+@pytest.mark.parametrize(('rank', 'order'), [(0, ['download', 'barrier']), (1, ['barrier', 'download'])])
+def test_rank_0_downloads_first(
+    rank: int, order: list[str], tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / 'line.pth')
+    steps: list[str] = []
+    download = torch.hub.download_url_to_file
+
+    def record_download(url: str, place: str, progress: bool) -> None:
+        steps.append('download')
+        download(url, place, progress=progress)
+
+    monkeypatch.setattr(checkpoints, 'get_dist_info', lambda: (rank, 2))
+    monkeypatch.setattr(checkpoints, 'barrier', lambda: steps.append('barrier'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', record_download)
+    checkpoints.load_from_http(f'{server}/line.pth', model_dir=str(tmp_path / str(rank)), progress=False)
+    assert steps == order
+
+
 def test_a_url_that_fails_names_the_reason(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
     with pytest.raises(UserError, match='404'):

@@ -115,6 +115,13 @@ def test_unsupported_version(
     assert re.fullmatch(rf'\S+ -m pip {install_again}', problem.remedy)
 
 
+def test_what_a_failed_installation_left_behind_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / '~imm-1.0.dist-info').mkdir()
+    assert problems_with(tmp_path, monkeypatch) == ()
+
+
 def test_torch_and_torchvision_that_do_not_belong_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_distribution(tmp_path, 'torchvision', '0.24.1', 'torchvision')
     add_distribution(tmp_path, 'torch', '2.14.1+cu130', 'torch')

@@ -1,4 +1,4 @@
-"""Make a second environment with the onedl forks in the place of the OpenMMLab packages; the rest is linked, not copied.
+"""Make a second environment with the onedl forks in the place of the OpenMMLab packages; the rest is linked.
 
 The forks own the same import names, so the two families cannot live in one environment. Every other package is a
 symbolic link into the environment that runs this command: PyTorch is neither downloaded nor stored twice.
@@ -66,9 +66,7 @@ def main() -> None:
     print(f'Linked {count} entries; installing the onedl packages.', flush=True)
     python = folder / 'bin' / 'python'
     pip = [sys.executable, '-m', 'pip', '--python', str(python), '--disable-pip-version-check', '-q']
-    subprocess.run(
-        [*pip, 'install', '--no-deps', '-c', 'constraints.txt', '--group', 'onedl'], cwd=PROJECT, check=True
-    )
+    subprocess.run([*pip, 'install', '--no-deps', '-c', 'constraints.txt', '--group', 'onedl'], cwd=PROJECT, check=True)
     print(f'Installed into {folder}.')
 
 

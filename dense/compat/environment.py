@@ -166,8 +166,8 @@ def _owners() -> Owners:
     """Module to the distributions that provide it, by name, with their versions."""
     owners: Owners = {module: {} for module in MODULES}
     for item in importlib.metadata.distributions():
-        name = item.metadata['Name']
-        if name:  # None where the metadata are damaged
+        if 'Name' in item.metadata:  # not so in a folder that a failed installation left behind
+            name = item.metadata['Name']
             for module in _provided(item):
                 # The first on the path is the one that Python imports.
                 owners[module].setdefault(_normal(name), item.version)
