@@ -25,7 +25,7 @@ from dense.data.check import check_paths, fit_classes
 from dense.data.root import find_data, replace_data_root
 from dense.errors import UserError, did_you_mean
 from dense.options import apply_options, check_options, check_top_level
-from dense.runner import DenseRunner
+from dense.runner import DenseRunner, join_processes
 from dense.screen import notice, quiet_libraries
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -125,6 +125,7 @@ def train(cfg: Config) -> Runner:
     """
     cfg = copy.deepcopy(cfg)
     with quiet_libraries():
+        join_processes(cfg.launcher)
         fit_classes(cfg, _check(cfg, ('train', 'val')))
         start = _resume_point(cfg)
         arm_for_training(cfg, start_epoch=start.get('epoch', 0), start_iter=start.get('iter', 0))
@@ -163,6 +164,7 @@ def test(
         raise UserError(f'checkpoint not found: {checkpoint}', 'give the file that training saved (*.pth)')
     cfg.load_from, cfg.resume = str(checkpoint), False
     with quiet_libraries():
+        join_processes(cfg.launcher)
         fit_classes(cfg, _check(cfg, ('test',)))
         arm_for_test(cfg, show_dir=None if show_dir is None else str(show_dir), tta=tta)
         metrics = {name: float(value) for name, value in _build_runner(cfg).test().items()}

@@ -1,12 +1,15 @@
-"""MMEngine's runner with a screen for people."""
+"""MMEngine's runner with a screen for people, that also runs in several processes without a GPU."""
 
 from typing import Any
 
+import torch
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed, nn
 
-from dense.screen import log_into
+from dense.screen import log_into, notice
 
 
 @RUNNERS.register_module()
@@ -24,3 +27,33 @@ class DenseRunner(Runner):
         logger = super().build_logger(log_level, log_file, **kwargs)
         log_into(logger)
         return logger
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
+
+        Args:
+            model_wrapper_cfg: Config of the wrapper; MMEngine's default if None.
+            model: The model.
+        """
+        num_sync = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        if num_sync and not (self.distributed and torch.cuda.is_available()):
+            notice(f'SyncBN needs several GPUs: its {num_sync} layers are plain BN in this run')
+            model = revert_sync_batchnorm(model)
+        if model_wrapper_cfg is None and self.distributed and not torch.cuda.is_available():
+            # The default wrapper names a GPU.
+            model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+def join_processes(launcher: str) -> None:
+    """Connect the processes of a distributed run where there is no GPU; with GPUs MMEngine does it.
+
+    Args:
+        launcher: ``'none'``, or what started the processes. Only ``'pytorch'`` works without GPUs.
+    """
+    if launcher == 'pytorch' and not torch.cuda.is_available() and not distributed.is_initialized():
+        distributed.init_process_group('gloo')

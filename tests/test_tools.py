@@ -120,6 +120,7 @@ def test_train_then_test(
     assert tool('train')([*command, '--amp']) == 0
     shown = capfd.readouterr().out
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
+    assert shown.count('SyncBN') == 1
     assert 'images/training/2.jpg: skipped (unreadable files so far: 1)' in shown
     assert '1 unreadable files were skipped' in shown
     assert len(shown.splitlines()) < 20 and 'WARNING' not in shown and 'mmengine' not in shown, shown
@@ -175,7 +176,7 @@ def test_resume_goes_on_in_the_work_dir(
 
 @pytest.mark.slow
 def test_two_processes_train_together(tiny_data: Path, tmp_path: Path, tiny_command: Callable[..., list[str]]) -> None:
-    config, *rest = tiny_command('seg', tiny_data, tmp_path / 'work', 'env_cfg.dist_cfg.backend=gloo', iters=4)
+    config, *rest = tiny_command('seg', tiny_data, tmp_path / 'work', iters=4)
     command = [str(PROJECT / 'tools' / 'dist_train.sh'), config, '2', *rest]
     env = {**ENV, 'PYTHON': sys.executable, 'MASTER_PORT': '29617', 'CUDA_VISIBLE_DEVICES': ''}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)

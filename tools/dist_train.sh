@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Train on several GPUs of one or more machines: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
-# More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each. Without GPUs, add
-# --cfg-options env_cfg.dist_cfg.backend=gloo
+# More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
