@@ -33,18 +33,37 @@ class SeededStepHook(Hook):
         """Let a resumed loop that counts iterations go on at once: its data already starts at the right step."""
         loop = runner.train_loop
         if loop.iter > 0 and hasattr(loop, 'dataloader_iterator'):
-            loop.dataloader_iterator = _skipping(loop.dataloader_iterator, loop.iter)
+            loop.dataloader_iterator = _PlacedBatches(loop.dataloader_iterator, loop.iter)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the generators."""
         seed_generators((self.seed, STEP, runner.rank, runner.iter))
 
 
-def _skipping(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Yield ``None`` for batches that the loop only means to pass over, then the real ones."""
-    for _ in range(count):
-        yield None
-    yield from batches
+class _PlacedBatches:
+    """Batches that start at the right step already, for a resumed loop that means to pass over the earlier ones.
+
+    Args:
+        batches: The loop's own iterator.
+        count: Number of steps that the loop passes over: by ``skip_iter`` where its iterator has that, or else by
+            drawing as many batches, for which ``None`` will do.
+    """
+
+    def __init__(self, batches: Iterator[Any], count: int) -> None:
+        self.batches = batches
+        self.to_pass = 0 if hasattr(batches, 'skip_iter') else count
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self.to_pass > 0:
+            self.to_pass -= 1
+            return None
+        return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Do nothing: there is nothing to skip."""
 
 
 @HOOKS.register_module()
@@ -125,4 +144,4 @@ class CheckedDataHook(Hook):
     def after_train(self, runner: Any) -> None:
         """Say how many files were skipped."""
         if self._unreadable:
-            notice(f'{len(self._unreadable)} unreadable files were skipped; they are named above and in the log')
+            notice(f'unreadable files skipped: {len(self._unreadable)}; they are named above and in the log')

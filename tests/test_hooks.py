@@ -24,6 +24,8 @@ from dense.options import parse_options
 from dense.progress import ProgressBarHook, clock, summary, table
 from dense.randomness import own_randomness, seed_generators
 
+pytestmark = pytest.mark.smoke
+
 
 def draw_all() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))

@@ -11,6 +11,8 @@ from mmengine.config import Config
 
 from dense.launch import load_config, train
 
+pytestmark = pytest.mark.smoke
+
 NO_VALIDATION: dict[str, Any] = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
 EPOCHS: dict[str, Any] = {
     'train_cfg': dict(type='EpochBasedTrainLoop', max_epochs=2),

@@ -122,7 +122,7 @@ def test_train_then_test(
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
     assert shown.count('SyncBN') == 1
     assert 'images/training/2.jpg: skipped (unreadable files so far: 1)' in shown
-    assert '1 unreadable files were skipped' in shown
+    assert 'unreadable files skipped: 1;' in shown
     assert len(shown.splitlines()) < 20 and 'WARNING' not in shown and 'mmengine' not in shown, shown
 
     # What the checkpoint holds opens without any allowance, and the library's log went to the file.
