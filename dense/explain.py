@@ -114,7 +114,9 @@ def _unregistered(error: BaseException) -> tuple[str, str] | None:
     known = {name for kind, content in _registries() if kind == match['kind'] for name in content}
     near = difflib.get_close_matches(match['name'], known, n=3)
     remedy = (
-        f'did you mean {" or ".join(map(repr, near))}?' if near else 'name the module that has it in custom_imports'
+        f'did you mean {" or ".join(map(repr, near))}?'
+        if near
+        else 'correct the name, or import its module by custom_imports'
     )
     return f'unknown {match["kind"]} type {match["name"]!r} in the config', remedy
 
