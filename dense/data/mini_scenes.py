@@ -82,11 +82,11 @@ THINGS = (
     Thing('ball', (230, 60, 50), things.draw_ball),
     Thing('starfish', (250, 150, 30), things.draw_starfish),
     Thing('leaf', (40, 150, 60), things.draw_leaf),
-    Thing('kite', (160, 60, 200), things.draw_kite),
+    Thing('kite', (130, 60, 200), things.draw_kite),
     Thing('fish', (40, 90, 210), things.draw_fish),
-    Thing('mushroom', (200, 20, 100), things.draw_mushroom),
+    Thing('mushroom', (225, 60, 150), things.draw_mushroom),
     Thing('cookie', (130, 80, 40), things.draw_cookie),
-    Thing('book', (0, 170, 170), things.draw_book),
+    Thing('book', (240, 200, 0), things.draw_book),
 )
 STUFF = (
     Stuff('meadow', (140, 200, 110), _meadow),
@@ -234,7 +234,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_objects: i
     kinds = [crowd.thing] if crowd else []
     for _ in range(num_objects):
         thing = int(rng.integers(len(THINGS)))
-        size = 24 * (76 / 24) ** rng.random()
+        size = 28 * (80 / 28) ** rng.random()
         if _place(rng, image, masks, thing, size):
             kinds.append(thing)
     instances = tuple(

@@ -33,7 +33,7 @@ def _grid(side: int) -> tuple[Float, Float]:
     return u, v
 
 
-def colour(rng: np.random.Generator, hue: float, saturation: float, value: float, spread: float = 0.03) -> Float:
+def colour(rng: np.random.Generator, hue: float, saturation: float, value: float, spread: float = 0.02) -> Float:
     """Draw an RGB colour, of shape (3,), near a hue, saturation and value in 0..1; ``spread`` is how far hues go."""
     h = (hue + rng.normal(0, spread)) % 1.0
     s = float(np.clip(saturation + rng.normal(0, 0.07), 0, 1))
@@ -71,32 +71,32 @@ def draw_starfish(rng: np.random.Generator, side: int) -> Patch:
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     arms = np.abs(np.cos(2.5 * angle)) ** rng.uniform(1.3, 2.0)
     outline = 0.36 + 0.6 * arms
-    rgb = _fill(side, colour(rng, 0.07, 0.85, 0.95))
-    rgb *= (0.7 + 0.4 * arms)[..., None]
+    rgb = _fill(side, colour(rng, 0.07, 0.9, 1.0, 0.012))
+    rgb *= (0.75 + 0.4 * arms)[..., None]
     rgb[_dots(rng, u, v, 45, 0.045, 0.9)] = colour(rng, 0.12, 0.35, 1.0)
     return Patch(rgb, (radius < outline).astype(np.float32))
 
 
 def draw_leaf(rng: np.random.Generator, side: int) -> Patch:
-    """Draw a leaf: pointed at both ends, with a midrib and slanted veins, green to yellow."""
+    """Draw a leaf: pointed at both ends, with a midrib and slanted veins, in the yellow green of spring."""
     u, v = _grid(side)
     width = rng.uniform(0.42, 0.55)
     outline = width * (1 - u**2) * (1 + 0.3 * u)
-    rgb = _fill(side, colour(rng, rng.choice([0.22, 0.28, 0.33]), 0.8, 0.55))
+    rgb = _fill(side, colour(rng, rng.choice([0.2, 0.225, 0.25]), 0.85, 0.7))
     veins = np.abs(np.sin(9 * (u - 0.8 * np.abs(v)))) < 0.16
-    rgb[veins | (np.abs(v) < 0.035)] *= 1.7
+    rgb[veins | (np.abs(v) < 0.035)] *= 0.55
     stalk = (np.abs(v) < 0.04) & (u < -0.8)
     return Patch(np.clip(rgb, 0, 1), ((np.abs(v) < outline) | stalk).astype(np.float32))
 
 
 def draw_kite(rng: np.random.Generator, side: int) -> Patch:
-    """Draw a kite: a rhomb of four panels in two colours, purple and another."""
+    """Draw a kite: a rhomb of four panels, purple and pale blue."""
     u, v = _grid(side)
     middle = rng.uniform(-0.35, -0.1)
     reach = np.where(v < middle, (v + 0.97) / (middle + 0.97), (0.97 - v) / (0.97 - middle))
     outline = rng.uniform(0.6, 0.75) * reach
-    rgb = _fill(side, colour(rng, 0.79, 0.7, 0.75))
-    rgb[(u > 0) ^ (v > middle)] = colour(rng, 0.88, 0.45, 0.95)
+    rgb = _fill(side, colour(rng, 0.76, 0.75, 0.8))
+    rgb[(u > 0) ^ (v > middle)] = colour(rng, 0.68, 0.3, 0.95)
     rgb[(np.abs(u) < 0.03) | (np.abs(v - middle) < 0.03)] = 0.15
     return Patch(rgb, (np.abs(u) < outline).astype(np.float32))
 
@@ -117,14 +117,14 @@ def draw_fish(rng: np.random.Generator, side: int) -> Patch:
 
 
 def draw_mushroom(rng: np.random.Generator, side: int) -> Patch:
-    """Draw a mushroom: a dark red cap with white dots on a cream stem."""
+    """Draw a mushroom: a pink to violet cap with white dots on a cream stem."""
     u, v = _grid(side)
     brim = rng.uniform(0.0, 0.15)
     cap = (u / 0.92) ** 2 + ((v - brim) / 0.95) ** 2 < 1
     cap &= v < brim + 0.06 * np.cos(3 * u)
     stem = (np.abs(u) < 0.22 + 0.12 * v**2) & (v >= brim - 0.1) & (v < 0.93)
     rgb = _fill(side, colour(rng, 0.12, 0.2, 0.92))
-    rgb[cap] = colour(rng, 0.96, 0.85, 0.62)
+    rgb[cap] = colour(rng, 0.9, 0.8, 0.75)
     rgb[cap & _dots(rng, u, v + 0.4, 9, 0.12, 0.75)] = colour(rng, 0.1, 0.06, 0.97)
     return Patch(rgb, (cap | stem).astype(np.float32))
 
@@ -134,18 +134,18 @@ def draw_cookie(rng: np.random.Generator, side: int) -> Patch:
     u, v = _grid(side)
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     wobble = 0.04 * np.sin(5 * angle + rng.uniform(0, 6)) + 0.03 * np.sin(9 * angle + rng.uniform(0, 6))
-    rgb = _fill(side, colour(rng, 0.085, 0.6, 0.72, 0.012))
+    rgb = _fill(side, colour(rng, 0.075, 0.65, 0.6, 0.012))
     rgb *= (1.1 - 0.3 * radius**2 + rng.normal(0, 0.05, u.shape).astype(np.float32))[..., None]
     rgb[_dots(rng, u, v, 14, 0.12, 0.75)] = colour(rng, 0.06, 0.6, 0.22)
     return Patch(np.clip(rgb, 0, 1), (radius < 0.9 + wobble).astype(np.float32))
 
 
 def draw_book(rng: np.random.Generator, side: int) -> Patch:
-    """Draw a book: a rectangle in teal with a pale label, lines of writing and a spine."""
+    """Draw a book: a yellow rectangle with a pale label, lines of writing and a spine."""
     u, v = _grid(side)
     half_width = rng.uniform(0.6, 0.72)
     inside = (np.abs(u) < half_width) & (np.abs(v) < 0.94)
-    rgb = _fill(side, colour(rng, 0.48, 0.75, 0.6))
+    rgb = _fill(side, colour(rng, 0.15, 0.9, 0.95, 0.012))
     rgb[u < -half_width + 0.16] *= 0.55
     label = (u > -half_width + 0.3) & (u < half_width - 0.14) & (np.abs(v) < 0.65)
     rgb[label] = colour(rng, 0.14, 0.12, 0.95)

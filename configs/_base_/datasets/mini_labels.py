@@ -1,4 +1,4 @@
-"""Label maps of the mini data set (`dense/data/mini.py`): crops of 160x160 pixels, flipped, batches of 8."""
+"""Label maps of the mini data set (`dense/data/mini.py`): crops of 128x128 pixels, flipped, batches of 8."""
 
 _base_ = './own_256x256.py'
 
@@ -12,7 +12,7 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
             dict(type='RandomResize', scale=(160, 160), ratio_range=(0.9, 1.4), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(160, 160), cat_max_ratio=0.9),
+            dict(type='RandomCrop', crop_size=(128, 128), cat_max_ratio=0.9),
             dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
             dict(type='PackSegInputs'),
         ],
