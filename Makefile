@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
+# OpenMP's waiting threads sleep instead of spinning: see tools/demo.py.
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
@@ -26,17 +27,17 @@ demo: $(STAMP)
 	@$(PY) tools/demo.py
 
 test: $(STAMP)
-	@$(PY) -m pytest -m 'not slow'
+	@OMP_WAIT_POLICY=passive $(PY) -m pytest -m 'not slow'
 
 test-slow: $(STAMP)
-	@$(PY) -m pytest -m slow
+	@OMP_WAIT_POLICY=passive $(PY) -m pytest -m slow
 
 .venv-onedl/.installed: $(STAMP) tools/onedl_env.py
 	@$(PY) tools/onedl_env.py .venv-onedl
 	@touch $@
 
 test-onedl: .venv-onedl/.installed
-	@.venv-onedl/bin/python -m pytest -m smoke
+	@OMP_WAIT_POLICY=passive .venv-onedl/bin/python -m pytest -m smoke
 
 lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib

@@ -24,8 +24,8 @@ from dense.pretrain import Pretrained, pretrain
 from dense.progress import ProgressBarHook, clock
 from dense.screen import console, notice
 
-MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_300i_mini-160x160.py'
-UPERNET = 'configs/mini/upernet_inceptionnext-a_600i_mini-128x128.py'
+MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160.py'
+UPERNET = 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py'
 
 _PRETRAIN_STEPS = 160
 _MARK = '.demo'  # Says that a folder is the demo's own, so that a later run may empty it.

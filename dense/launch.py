@@ -6,6 +6,7 @@
 """
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -225,11 +226,16 @@ def _resume_point(cfg: Config) -> dict[str, int]:
     return {'epoch': int(meta.get('epoch', 0)), 'iter': int(meta['iter'])}
 
 
+@functools.cache
+def _say_device() -> None:
+    if not torch.cuda.is_available():
+        notice('no GPU found: running on the CPU')
+
+
 def _build_runner(cfg: Config) -> Runner:
     # MMEngine keeps log, message hub and visualizer under this name: two runs of a process must not share it.
     cfg.experiment_name = f'{Path(cfg.filename or "run").stem}-{next(_run_number)}'
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)
-    if not torch.cuda.is_available():
-        notice('no GPU found: running on the CPU')
+    _say_device()
     return DenseRunner.from_cfg(cfg)

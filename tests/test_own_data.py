@@ -6,21 +6,24 @@ import cv2
 import numpy as np
 import pytest
 
-import dense.compat
+import dense  # noqa: F401  the OpenMMLab packages run only after it
 from dense.data.classes import LabelClasses, class_palette, read_coco_classes, read_folder_classes
 from dense.errors import UserError
 
-dense.compat.install()
+
+def classes(*names: str, first_value: int = 1, palette: list | None = None) -> LabelClasses:
+    return LabelClasses(names, first_value, tuple(palette or class_palette(len(names))))
+
 
 GOOD_FOLDER = {
-    'names': (['cat', 'dog'], LabelClasses(('cat', 'dog'), 1)),
-    'from one': ([dict(index=1, name='cat'), dict(index=2, name='dog')], LabelClasses(('cat', 'dog'), 1)),
-    'from zero': ([dict(index=0, name='cat'), dict(index=1, name='dog')], LabelClasses(('cat', 'dog'), 0)),
+    'names': (['cat', 'dog'], classes('cat', 'dog')),
+    'from one': ([dict(index=1, name='cat'), dict(index=2, name='dog')], classes('cat', 'dog')),
+    'from zero': ([dict(index=0, name='cat'), dict(index=1, name='dog')], classes('cat', 'dog', first_value=0)),
     'unsorted, more keys': (
         [dict(index=2, name='dog', color=[1, 2, 3]), dict(index=1, name='cat')],
-        LabelClasses(('cat', 'dog'), 1),
+        classes('cat', 'dog', palette=[class_palette(2)[0], (1, 2, 3)]),
     ),
-    'one class': (['road'], LabelClasses(('road',), 1)),
+    'one class': (['road'], classes('road')),
 }
 BAD_FOLDER = {
     'gap': ([dict(index=1, name='cat'), dict(index=3, name='dog')], r'\[1, 3\]'),
@@ -28,6 +31,7 @@ BAD_FOLDER = {
     'twice the value': ([dict(index=1, name='cat'), dict(index=1, name='dog')], r'\[1, 1\]'),
     'twice the name': (['cat', 'dog', 'cat'], 'names cat more than once'),
     'no names': ([dict(index=1, label='cat')], 'neither a list of names nor'),
+    'no colour': ([dict(index=1, name='cat', color=[0, 0, 256])], 'neither a list of names nor'),
     'a dict': (dict(cat=1), 'neither a list of names nor'),
     'a number': (3, 'neither a list of names nor'),
     'empty': ([], r'label values in .* are \[\]'),

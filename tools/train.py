@@ -1,6 +1,7 @@
 """Train a detector or a segmentor: python tools/train.py CONFIG [options]."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
     args = parser.parse_args(argv)
 
+    # Waiting threads sleep instead of spinning, as in the demo; OpenMP reads it when PyTorch is imported.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     # After the command line is read, so that --help need not wait for PyTorch.
     from dense.cli import run
 

@@ -1,6 +1,6 @@
 """Mask R-CNN with slim heads on the mini data set: some minutes on two CPU cores.
 
-Differs from its bases, because 300 steps are few:
+Differs from its bases, because 250 steps are few:
 
 - anchors and levels fit objects of 16 to 80 pixels;
 - all classes share the box regression, so each box teaches all of it;
@@ -12,7 +12,7 @@ Differs from its bases, because 300 steps are few:
 _base_ = [
     './models/mask_rcnn_fpn_slim.py',
     './datasets/mini_instances.py',
-    './schedules/mini_300i.py',
+    './schedules/mini_250i.py',
     './runtime/det.py',
 ]
 _norm = dict(type='BN')

@@ -7,7 +7,7 @@ Differs from its bases: batch norm that need not be synchronised, and a loss ove
 _base_ = [
     './models/upernet_slim.py',
     './datasets/mini_labels.py',
-    './schedules/mini_600i.py',
+    './schedules/mini_450i.py',
     './runtime/seg.py',
 ]
 _norm = dict(type='BN')

@@ -6,7 +6,7 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from dense.data.classes import class_palette, read_folder_classes
+from dense.data.classes import read_folder_classes
 from dense.errors import UserError
 
 
@@ -46,7 +46,7 @@ class SegFolderDataset(BaseSegDataset):
             data_prefix=data_prefix,
             pipeline=pipeline,
             img_suffix=img_suffix,
-            metainfo=dict(classes=classes.names, palette=class_palette(len(classes.names))),
+            metainfo=dict(classes=classes.names, palette=list(classes.palette)),
             reduce_zero_label=classes.first_value == 1,
             test_mode=test_mode,
             lazy_init=lazy_init,
