@@ -227,7 +227,8 @@ def _resume_point(cfg: Config) -> dict[str, int]:
 
 
 @functools.cache
-def _say_device() -> None:
+def say_device() -> None:
+    """Say where the run computes, if not on a GPU; once in a process."""
     if not torch.cuda.is_available():
         notice('no GPU found: running on the CPU')
 
@@ -237,5 +238,5 @@ def _build_runner(cfg: Config) -> Runner:
     cfg.experiment_name = f'{Path(cfg.filename or "run").stem}-{next(_run_number)}'
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)
-    _say_device()
+    say_device()
     return DenseRunner.from_cfg(cfg)

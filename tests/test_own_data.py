@@ -157,4 +157,4 @@ def test_coco_categories_become_the_classes(tmp_path):
 
 
 def test_number_of_cases():
-    assert (len(GOOD_FOLDER), len(BAD_FOLDER), len(BAD_COCO)) == (5, 8, 5)
+    assert (len(GOOD_FOLDER), len(BAD_FOLDER), len(BAD_COCO)) == (5, 9, 5)

@@ -14,7 +14,7 @@ import cv2
 import pytest
 import torch
 
-from dense.launch import find_config, load_config
+from dense.launch import find_config, load_config, say_device
 
 PROJECT = Path(__file__).resolve().parent.parent
 LEAVES = sorted(
@@ -117,6 +117,7 @@ def test_train_then_test(
     (own_data / 'images' / 'training' / '2.jpg').write_bytes(b'no image')
     work_dir, pictures, out = tmp_path / 'work', tmp_path / 'pictures', tmp_path / 'out' / 'metrics.json'
     command = tiny_command(task, own_data, work_dir, iters=4)
+    say_device.cache_clear()  # as in a new process
     assert tool('train')([*command, '--amp']) == 0
     shown = capfd.readouterr().out
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
