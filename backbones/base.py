@@ -162,6 +162,30 @@ class DenseBackbone(BaseModule):
         first = 1 + sum(depths[: int(rest[0])])
         return (first + int(rest[2]) if rest[1] == 'blocks' else first), num_depths
 
+    def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Tell which stage a parameter belongs to, for stage-wise learning-rate decay.
+
+        The stem and all downsamplings have depth 0, the blocks of stage i depth ``i + 1``, an output norm the depth
+        after the last stage (as the heads).
+
+        Args:
+            param_name: Name of a parameter, as in ``named_parameters()`` of the model that holds the backbone.
+            prefix: What stands before the backbone's own names, for example ``'backbone.'``.
+
+        Returns:
+            The depth, and the number of depths: ``2 + number of stages``.
+
+        Raises:
+            ValueError: The backbone has no such parameter.
+        """
+        depth, num_depths = self.get_layer_depth(param_name, prefix)
+        num_stages = len(self.stages)
+        if depth == num_depths - 1:
+            return num_stages + 1, num_stages + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        is_block = parts[0] == 'stages' and parts[2] == 'blocks'
+        return (int(parts[1]) + 1 if is_block else 0), num_stages + 2
+
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the keys of a published checkpoint to this class's names; pure, no tensor is changed."""

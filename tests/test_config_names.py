@@ -8,34 +8,28 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from leaves import BACKBONES, BASES, BY_NAME, CONFIGS, EXPECTED, FILES, LEAVES, find_all, load, parts_of
 from mmengine.config import Config
 
-from backbones import InceptionNeXt
+import backbones
+from backbones.weights import WEIGHTS
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
-FILES = sorted(CONFIGS.rglob('*.py'))
-BASES = [path for path in FILES if '_base_' in path.parts]
-LEAVES = [path for path in FILES if '_base_' not in path.parts]
-NUM_LEAVES = 13  # 4 Mask R-CNN 1x, 4 UperNet 160k, 3 for real data at small size, 2 for the mini data set
-
-NAME = re.compile(
-    r'(?P<method>[a-z-]+)_(?P<arch>inceptionnext-[atsb])(_(?P<neck>fpn))?'
-    r'_((?P<gpus>\d+)xb(?P<batch>\d+)-)?(?P<schedule>\d+[xik])'
-    r'_(?P<dataset>[a-z0-9]+)(-(?P<height>\d+)x(?P<width>\d+))?'
-)
-METHODS = {'mask-rcnn': ('MaskRCNN', 'FCNMaskHead'), 'upernet': ('EncoderDecoder', 'UPerHead')}
-ARCHS = {'a': 'atto', 't': 'tiny', 's': 'small', 'b': 'base'}
+METHODS = {  # type of the model, and a head that only this method has
+    'mask-rcnn': ('MaskRCNN', 'FCNMaskHead'),
+    'cascade-mask-rcnn': ('CascadeRCNN', 'CascadeRoIHead'),
+    'retinanet': ('RetinaNet', 'RetinaHead'),
+    'upernet': ('EncoderDecoder', 'UPerHead'),
+    'semantic-fpn': ('EncoderDecoder', 'FPNHead'),
+    'classifier': ('ImageClassifier', None),
+}
+SEGMENTATION = {'upernet', 'semantic-fpn'}
 DATASETS = {  # types, root, and the number of classes where the data set fixes it
     'coco': ({'CocoDataset'}, 'data/coco', {80}),
     'ade20k': ({'ADE20KDataset'}, 'data/ade/ADEChallengeData2016', {150}),
-    'own': ({'CocoFolderDataset', 'SegFolderDataset'}, 'data/own', None),
+    'in1k': ({'ImageFolderDataset'}, 'data/imagenet', {1000}),
+    'own': ({'CocoFolderDataset', 'SegFolderDataset', 'ImageFolderDataset'}, 'data/own', None),
     'mini': ({'CocoFolderDataset', 'SegFolderDataset'}, 'data/mini', None),
 }
-
-
-@cache
-def load(path):
-    return Config.fromfile(path)
 
 
 @cache
@@ -62,70 +56,80 @@ def top_level_keys(path):
     return keys.union(*(top_level_keys(base) for base in bases_of(path)))
 
 
-def find_all(node, key):
-    """Every value of ``key`` anywhere below ``node``."""
-    found = []
-    if isinstance(node, dict):
-        found += [node[key]] if key in node else []
-        node = list(node.values())
-    if isinstance(node, list | tuple):
-        found += [value for item in node for value in find_all(item, key)]
-    return found
-
-
 def name_of(path):
     return path.stem
 
 
-leaves = pytest.mark.parametrize('path', LEAVES, ids=name_of)
+leaves = pytest.mark.parametrize('name', sorted(BY_NAME))
 
 
-def test_number_of_leaves():
-    assert len(LEAVES) == NUM_LEAVES
-
-
-@leaves
-def test_name_follows_the_grammar(path):
-    assert NAME.fullmatch(path.stem), f'{path.stem} is not method_arch[_neck][_AxbB-]schedule_dataset[-size]'
+def test_every_row_of_the_tables_has_its_leaf():
+    expected = [name for names in EXPECTED.values() for name in names]
+    assert len(expected) == len(set(expected)) == 93
+    assert sorted(BY_NAME) == sorted(expected)
 
 
 @leaves
-def test_method(path):
-    said, model = NAME.fullmatch(path.stem), load(path).model
-    detector, head = METHODS[said['method']]
-    assert model.type == detector
-    assert head in find_all(model, 'type')
-    assert path.parent.name in (said['method'].replace('-', '_'), said['dataset'])
+def test_method(name):
+    said, cfg = parts_of(name), load(name)
+    model, head = METHODS[said['method']]
+    assert cfg.model.type == model
+    assert head is None or head in find_all(cfg.model, 'type')
+    folder = 'imagenet' if said['method'] == 'classifier' else said['method'].replace('-', '_')
+    assert BY_NAME[name].parent.name == ('mini' if said['dataset'] == 'mini' else folder)
 
 
 @leaves
-def test_architecture_and_wiring(path):
-    said, model = NAME.fullmatch(path.stem), load(path).model
-    arch = ARCHS[said['arch'][-1]]
-    dims = list(InceptionNeXt.ARCHS[arch].dims)
-    assert (model.backbone.type, model.backbone.arch) == ('InceptionNeXt', arch)
-    if said['method'] == 'upernet':
+def test_architecture(name):
+    arch, backbone = parts_of(name)['arch'], load(name).model.backbone
+    if arch == 'r50':
+        assert backbone.type in ('ResNet', 'ResNetV1c') and backbone.depth == 50
+        return
+    assert (backbone.type, backbone.arch) == BACKBONES[arch]
+
+
+@leaves
+def test_wiring(name):
+    """Neck and heads take the channels that the backbone gives."""
+    said, model = parts_of(name), load(name).model
+    if said['arch'] == 'r50':
+        dims = [256, 512, 1024, 2048]
+    else:
+        family, arch = BACKBONES[said['arch']]
+        dims = list(getattr(backbones, family).ARCHS[arch].dims)
+    if said['neck']:
+        assert said['neck'] == model.neck.type.lower()
+    if said['neck'] or said['method'] == 'semantic-fpn':
+        assert list(model.neck.in_channels) == dims
+    elif said['method'] == 'upernet':
         assert list(model.decode_head.in_channels) == dims
         assert model.auxiliary_head.in_channels == dims[2]
-    else:
-        assert said['neck'] == model.neck.type.lower()
-        assert list(model.neck.in_channels) == dims
-    if model.backbone.get('init_cfg'):
-        assert model.backbone.init_cfg == dict(type='Pretrained', checkpoint=f'inceptionnext_{arch}')
 
 
 @leaves
-def test_schedule(path):
-    said, cfg = NAME.fullmatch(path.stem), load(path)
-    number, unit = int(said['schedule'][:-1]), said['schedule'][-1]
-    if unit == 'x':
-        assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs) == ('EpochBasedTrainLoop', 12 * number)
+def test_published_weights_are_of_this_network(name):
+    backbone = load(name).model.backbone
+    if not backbone.get('init_cfg') or backbone.type not in backbones.__all__:
+        return
+    assert backbone.init_cfg.type == 'Pretrained'
+    record = WEIGHTS[backbone.init_cfg.checkpoint]
+    assert (record.family, record.arch) == (backbone.type, backbone.arch)
+
+
+@leaves
+def test_schedule(name):
+    said, cfg = parts_of(name), load(name)
+    number, unit = int(said['length']), said['unit']
+    by_epoch = unit in 'xe'
+    if by_epoch:
+        epochs = number * {'x': 12, 'e': 1}[unit]
+        repeats = cfg.train_dataloader.dataset.get('times', 1)  # mmdet's multi-scale 3x repeats the data set
+        assert (cfg.train_cfg.type, cfg.train_cfg.max_epochs * repeats) == ('EpochBasedTrainLoop', epochs)
         assert cfg.train_dataloader.sampler.type == 'DefaultSampler'
     else:
         length = number * {'i': 1, 'k': 1000}[unit]
         assert (cfg.train_cfg.type, cfg.train_cfg.max_iters) == ('IterBasedTrainLoop', length)
         assert cfg.train_dataloader.sampler.type == 'InfiniteSampler'
-    by_epoch = unit == 'x'
     assert cfg.default_hooks.checkpoint.by_epoch is by_epoch
     assert cfg.log_processor.by_epoch is by_epoch
     end = cfg.param_scheduler[-1].end
@@ -133,46 +137,63 @@ def test_schedule(path):
 
 
 @leaves
-def test_batch_size(path):
-    said, cfg = NAME.fullmatch(path.stem), load(path)
+def test_precision(name):
+    wrapper = load(name).optim_wrapper.type
+    assert wrapper == ('DenseAmpOptimWrapper' if parts_of(name)['amp'] else 'OptimWrapper') or (
+        parts_of(name)['method'] == 'classifier'
+    )
+
+
+@leaves
+def test_batch_size(name):
+    said, cfg = parts_of(name), load(name)
+    batch = cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
     if said['gpus']:
         assert cfg.train_dataloader.batch_size == int(said['batch'])
-        assert cfg.auto_scale_lr.base_batch_size == int(said['gpus']) * int(said['batch'])
-    elif said['schedule'].endswith('x'):
-        assert cfg.train_dataloader.batch_size == 2
+        assert cfg.auto_scale_lr.base_batch_size == int(said['gpus']) * batch
+    elif said['unit'] == 'x':
+        assert batch == 2
         assert cfg.auto_scale_lr.base_batch_size == 8 * 2
 
 
 @leaves
-def test_dataset(path):
-    said, cfg = NAME.fullmatch(path.stem), load(path)
+def test_dataset(name):
+    said, cfg = parts_of(name), load(name)
     types, root, counts = DATASETS[said['dataset']]
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
+        dataset = dataset.get('dataset', dataset)
         assert dataset.type in types
         assert dataset.data_root.rstrip('/') == cfg.data_root.rstrip('/') == root
-    assert cfg.default_scope == ('mmseg' if said['method'] == 'upernet' else 'mmdet')
+    scope = 'mmseg' if said['method'] in SEGMENTATION else 'mmdet'
+    assert cfg.default_scope == ('mmengine' if said['method'] == 'classifier' else scope)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        assert evaluator.get('ann_file', root).startswith(root)
+        for part in evaluator if isinstance(evaluator, list) else [evaluator]:
+            assert part.get('ann_file', root).startswith(root)
     if counts:
         assert set(find_all(cfg.model, 'num_classes')) <= counts
 
 
 @leaves
-def test_size(path):
-    said, cfg = NAME.fullmatch(path.stem), load(path)
-    # Segmentation names height x width of the crop; detection the largest (long, short) side after resizing.
+def test_size(name):
+    said, cfg = parts_of(name), load(name)
+    # Segmentation and classification name height x width of the crop; detection the largest side after resizing.
     size = (int(said['height']), int(said['width'])) if said['height'] else (1333, 800)
-    train, test = cfg.train_dataloader.dataset.pipeline, cfg.val_dataloader.dataset.pipeline
-    if said['method'] == 'upernet':
+    train, test = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset.pipeline
+    if said['method'] in SEGMENTATION:
         assert [tuple(crop) for crop in find_all(train, 'crop_size')] == [size]
         assert tuple(cfg.model.data_preprocessor.size) == size
+    elif said['method'] == 'classifier':
+        assert set(find_all(train, 'size')) | set(find_all(test, 'crop_size')) <= {size[0]}
+    elif said['scales']:
+        longest = [max(scale) for scale in find_all(test, 'scale')]
+        assert longest == [size[0]]
     else:
         assert [tuple(scale) for scale in find_all(train, 'scale')] == [size]
         assert [tuple(scale) for scale in find_all(test, 'scale')] == [size]
 
 
-@leaves
+@pytest.mark.parametrize('path', LEAVES, ids=name_of)
 def test_leaf_is_bases_and_wiring(path):
     assert assigned(path) == ['_base_', 'model']
     assert len(statements(path)) == 2
@@ -222,8 +243,11 @@ def test_published_base_names_its_origin(path, package):
     assert re.search(rf'Mirrors {package} `configs/', text)
 
 
-@pytest.mark.parametrize('arch', sorted(ARCHS.values()))
-def test_backbone_base(arch):
-    path = CONFIGS / '_base_' / 'backbones' / f'inceptionnext_{arch}.py'
+@pytest.mark.parametrize('short', sorted(BACKBONES))
+def test_backbone_base(short):
+    family, arch = BACKBONES[short]
+    path = CONFIGS / '_base_' / 'backbones' / f'{family.lower()}_{arch}.py'
     assert assigned(path) == ['backbone', 'channels']
-    assert tuple(load(path).channels) == InceptionNeXt(arch).out_channels
+    cfg = Config.fromfile(path)
+    assert (cfg.backbone.type, cfg.backbone.arch) == (family, arch)
+    assert tuple(cfg.channels) == getattr(backbones, family).ARCHS[arch].dims

@@ -18,7 +18,6 @@ _base_ = [
 _norm = dict(type='BN')
 
 model = dict(
-    backbone=dict(out_norm=_norm),
     neck=dict(num_outs=4, norm_cfg=_norm),
     rpn_head=dict(anchor_generator=dict(scales=[5], strides=[4, 8, 16, 32])),  # 20, 40, 80 and 160 pixels
     roi_head=dict(

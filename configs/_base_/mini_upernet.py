@@ -14,7 +14,6 @@ _norm = dict(type='BN')
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(out_norm=_norm),
     decode_head=dict(
         num_classes=12,
         norm_cfg=_norm,

@@ -1,6 +1,6 @@
 _base_ = ['../_base_/mini_upernet.py', '../_base_/backbones/inceptionnext_atto.py']
 model = dict(
-    backbone=dict(_base_.backbone, init_cfg=None, layer_scale_init_value=1.0),
+    backbone=dict(_base_.backbone, out_norm=dict(type='BN'), init_cfg=None, layer_scale_init_value=1.0),
     decode_head=dict(in_channels=_base_.channels),
     auxiliary_head=dict(in_channels=_base_.channels[2]),
 )

@@ -3,6 +3,7 @@
 backbone = dict(
     type='InceptionNeXt',
     arch='base',
+    out_norm=dict(type='SyncBN'),  # the authors' choice for segmentation: raw stages end in a residual sum
     init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_base'),
 )
 channels = [128, 256, 512, 1024]

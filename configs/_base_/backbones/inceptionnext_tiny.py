@@ -3,6 +3,7 @@
 backbone = dict(
     type='InceptionNeXt',
     arch='tiny',
+    out_norm=dict(type='SyncBN'),  # the authors' choice for segmentation: raw stages end in a residual sum
     init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_tiny'),
 )
 channels = [96, 192, 384, 768]

@@ -16,7 +16,6 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
     ),
-    backbone=dict(out_norm=dict(type='SyncBN')),
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
