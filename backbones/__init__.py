@@ -1,6 +1,7 @@
 """Efficient convolutional backbones for dense prediction. Importing this package registers them in MMEngine."""
 
 from backbones.convnext import ConvNeXt
+from backbones.fasternet import FasterNet
 from backbones.inceptionnext import InceptionNeXt
 
-__all__ = ['ConvNeXt', 'InceptionNeXt']
+__all__ = ['ConvNeXt', 'FasterNet', 'InceptionNeXt']

@@ -1,0 +1,9 @@
+"""FasterNet-T2 with its published ImageNet-1K weights (224 px)."""
+
+backbone = dict(
+    type='FasterNet',
+    arch='t2',
+    out_norm=dict(type='BN'),  # as in the authors' detectors: raw stages end in a residual sum
+    init_cfg=dict(type='Pretrained', checkpoint='fasternet_t2'),
+)
+channels = [96, 192, 384, 768]
