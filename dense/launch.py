@@ -42,6 +42,7 @@ def load_config(
     resume: str | None = None,
     load_from: str | Path | None = None,
     amp: bool = False,
+    auto_scale_lr: bool = False,
     launcher: str = 'none',
     seed: int | None = None,
     deterministic: bool = False,
@@ -56,12 +57,13 @@ def load_config(
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
         load_from: Checkpoint file whose weights training starts from.
         amp: Train in mixed precision.
+        auto_scale_lr: Scale the learning rate with the images per step, from the number that the config was made for.
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
         seed: Seed of every random number; by default that of the resumed run, of the config, or else 0.
         deterministic: Use deterministic algorithms even where they are slower.
 
     Raises:
-        UserError: The file, a key or a checkpoint does not exist.
+        UserError: The file, a key or a checkpoint does not exist, or the config does not tell its images per step.
     """
     with quiet_libraries():
         cfg = _read(find_config(path))
@@ -76,6 +78,13 @@ def load_config(
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
+    if auto_scale_lr:
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise UserError(
+                f'{path} does not say for how many images per step its learning rate is meant',
+                'set auto_scale_lr.base_batch_size in the config, or start without --auto-scale-lr',
+            )
+        cfg.auto_scale_lr.enable = True
     if load_from is not None:
         cfg.load_from = str(load_from)
     if resume is not None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
@@ -47,6 +48,25 @@ class DenseRunner(Runner):
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False),
             )
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rates linearly with the images per step, if the config asks for it, and say so.
+
+        Unlike MMEngine's it counts accumulated gradients, and scales what the log shows along with the rates.
+
+        Args:
+            optim_wrapper: Its rates are those of the config; changed in place.
+            auto_scale_lr: ``enable``, and ``base_batch_size``: the images per step that the rates are meant for.
+        """
+        if not auto_scale_lr or not auto_scale_lr.get('enable', False):
+            return
+        images = self.cfg.train_dataloader.batch_size * self.cfg.optim_wrapper.get('accumulative_counts', 1)
+        images *= self.world_size
+        base = auto_scale_lr['base_batch_size']
+        for group in optim_wrapper.param_groups:
+            group['lr'] *= images / base
+        rate = self.cfg.optim_wrapper.optimizer.lr
+        notice(f'learning rate {rate:g} for {base} images per step becomes {rate * images / base:g} for {images}')
 
 
 def join_processes(launcher: str) -> None:
