@@ -75,7 +75,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 if is_spared:
                     groups[layer, is_spared]['weight_decay'] = 0.0
             groups[layer, is_spared]['params'].append(parameter)
-        for (layer, is_spared), group in sorted(groups.items(), key=lambda item: item[0]):
+        # The heads first: the log shows the rate of the first group, and theirs is the config's.
+        for (layer, is_spared), group in sorted(groups.items(), key=lambda item: item[0], reverse=True):
             decay = 'without weight decay' if is_spared else 'with weight decay'
             print_log(f'layer {layer}: {len(group["params"])} tensors at {group["lr"]:.3g} {decay}', logger='current')
             params.append(group)

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--data-root', metavar='DIR', help="use this copy of the data instead of the config's")
     parser.add_argument(
         '--cfg-options',
@@ -64,6 +65,7 @@ def _train(args: argparse.Namespace) -> None:
         resume=args.resume,
         load_from=args.load_from,
         amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher,
         seed=args.seed,
         deterministic=args.deterministic,
