@@ -102,6 +102,8 @@ def _use_tta(cfg: Config) -> None:
             'the config has no test-time augmentation (tta_model and tta_pipeline)',
             'test without --tta, or add both to the config; see configs/_base_/datasets',
         )
+    # What the wrapper's config says of the model inside differs from the model of single-scale testing.
+    cfg.merge_from_dict({'model': cfg.tta_model.get('module', {})})
     cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
     dataset = cfg.test_dataloader.dataset
     while dataset.get('dataset') is not None:
