@@ -100,7 +100,7 @@ def test_wiring(name):
     if said['neck']:
         assert said['neck'] == model.neck.type.lower()
     if said['neck'] or said['method'] == 'semantic-fpn':
-        assert list(model.neck.in_channels) == dims
+        assert list(model.neck.in_channels) == [dims[i] for i in model.backbone.get('out_indices', range(4))]
     elif said['method'] == 'upernet':
         assert list(model.decode_head.in_channels) == dims
         assert model.auxiliary_head.in_channels == dims[2]

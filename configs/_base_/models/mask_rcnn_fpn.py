@@ -1,9 +1,8 @@
 """Mask R-CNN with FPN, without a backbone.
 
 Mirrors mmdet `configs/_base_/models/mask-rcnn_r50_fpn.py`. Differs: the leaf brings the backbone and
-`neck.in_channels`; each backbone output has a batch norm of its own (`out_norm`), synchronised because a GPU sees two
-images only. Raw InceptionNeXt stages end in a residual sum without a norm, and FPN's first layer is a bare
-convolution; ConvNeXt, PoolFormer and FasterNet norm their outputs here too. It adds 2 x sum(channels) parameters.
+`neck.in_channels`. FPN's first layer is a bare convolution, and the stages of InceptionNeXt, FasterNet and ConvNeXt end
+in a residual sum, so their bases bring a norm for each output (2 x sum(channels) parameters).
 """
 
 model = dict(

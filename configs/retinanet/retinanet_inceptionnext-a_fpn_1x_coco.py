@@ -1,0 +1,5 @@
+_base_ = ['../_base_/retinanet_coco_1x.py', '../_base_/backbones/inceptionnext_atto.py']
+model = dict(
+    backbone=_base_.backbone,
+    neck=dict(in_channels=_base_.channels[1:]),
+)
