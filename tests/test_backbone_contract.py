@@ -7,13 +7,13 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from backbones import InceptionNeXt
+from backbones import ConvNeXt, InceptionNeXt
 from backbones.base import DenseBackbone
 
 # Family -> number of published archs; a family is tested by standing here.
-FAMILIES = {InceptionNeXt: 4}
+FAMILIES = {InceptionNeXt: 4, ConvNeXt: 10}
 CASES = [(family, arch) for family in FAMILIES for arch in family.ARCHS]
-SMALLEST = [(InceptionNeXt, 'atto')]
+SMALLEST = [(InceptionNeXt, 'atto'), (ConvNeXt, 'tiny_k3_par1_16')]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 every_arch = pytest.mark.parametrize(('family', 'arch'), CASES, ids=lambda v: v if isinstance(v, str) else v.__name__)
@@ -23,7 +23,7 @@ smallest_arch = pytest.mark.parametrize(
 
 
 def test_every_published_arch_is_covered():
-    assert len(CASES) == sum(FAMILIES.values()) == 4
+    assert len(CASES) == sum(FAMILIES.values()) == 14
     assert {family for family, _ in SMALLEST} == set(FAMILIES)
 
 
@@ -205,7 +205,7 @@ def test_output_norms(family, arch, norm):
 
 
 BAD_ARGUMENTS = [
-    (dict(arch='huge'), 'huge.*atto'),
+    (dict(arch='huge'), 'huge.*allowed are'),
     (dict(arch=dict(dims=(8, 16))), 'depths'),
     (dict(arch=dict(dims=(8, 16), depths=(1, 1), width=3)), 'width'),
     (dict(out_indices=(0, 4)), '0 to 3'),

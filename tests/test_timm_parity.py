@@ -5,10 +5,13 @@ import timm
 import torch
 from torch import nn
 
-from backbones import InceptionNeXt
+from backbones import ConvNeXt, InceptionNeXt
 from backbones.weights import load_pretrained
 
-CASES = [(InceptionNeXt, arch, f'inception_next_{arch}') for arch in InceptionNeXt.ARCHS]
+CASES = [
+    *((InceptionNeXt, arch, f'inception_next_{arch}') for arch in InceptionNeXt.ARCHS),
+    *((ConvNeXt, arch, f'convnext_{arch}') for arch in ('tiny', 'small', 'base')),
+]
 every_case = pytest.mark.parametrize(('family', 'arch', 'timm_name'), CASES, ids=[case[2] for case in CASES])
 
 # Published, with the classifier (facts of the released code): total and backbone alone.
@@ -17,11 +20,14 @@ PARAMETERS = {
     'inception_next_tiny': (28_055_680, 23_974_296),
     'inception_next_small': (49_374_016, 45_292_632),
     'inception_next_base': (86_672_136, 80_444_192),
+    'convnext_tiny': (28_589_128, 27_818_592),
+    'convnext_small': (50_223_688, 49_453_152),
+    'convnext_base': (88_591_464, 87_564_416),
 }
 
 
 def test_every_arch_is_compared():
-    assert len(CASES) == len(PARAMETERS) == 4
+    assert len(CASES) == len(PARAMETERS) == 7
 
 
 def random_timm_model(name: str, seed: int = 0) -> nn.Module:
@@ -67,11 +73,11 @@ def test_gradients_and_statistics_agree_in_training(family, arch, timm_name, tmp
     sum(out.square().mean() for out in ours.train()(x)).backward()
     sum(out.square().mean() for out in theirs.train().forward_intermediates(x, intermediates_only=True)).backward()
     expected = dict(theirs.named_parameters())
+    # A bias before a batch norm has no effect: its gradient is rounding noise in both.
+    floor = 1e-6 * max(p.grad.abs().max() for p in ours.parameters())
     compared = 0
     for name, parameter in ours.named_parameters():
         gradient = expected[name].grad
-        # A bias before a batch norm has no effect: its gradient is rounding noise in both.
-        floor = 1e-6 * max(p.grad.abs().max() for p in ours.parameters())
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=floor.item(), msg=name)
         compared += 1
     assert compared == len(list(ours.parameters())) > 100
