@@ -1,7 +1,7 @@
 """What every segmentor shares: ImageNet's mean and deviation, padding that does not count, whole-image testing.
 
-Mirrors the part that mmseg `configs/_base_/models/upernet_r50.py` and `configs/_base_/models/fpn_r50.py` have in common,
-without backbone, neck and heads.
+Mirrors what mmseg `configs/_base_/models/upernet_r50.py` and `configs/_base_/models/fpn_r50.py` have in common, without
+backbone, neck and heads.
 """
 
 model = dict(
