@@ -1,0 +1,235 @@
+"""Parameters and multiply-accumulates (MACs) of a model, part by part, as papers count them.
+
+The counter is PyTorch's own ``FlopCounterMode``: it sees the operators that really run (convolutions, products of
+matrices, attention) on any device, so that a model on the meta device is counted without memory or arithmetic, and it
+follows PyTorch's releases; fvcore, which most papers used, has not been maintained since 2022. One MAC is two of its
+FLOPs. It is blind to deformable convolution, which has a handler here. Norms, activations, additions, interpolation
+and RoIAlign count nothing, in publications neither.
+
+The papers' conventions:
+
+- One image, evaluation mode, no pre- and postprocessing, no NMS.
+- Two-stage detectors: 1000 regions for each box head, 100 for each mask head, at 1280x800.
+- Segmentors: an auxiliary head's parameters count, its MACs do not, because it does not run after training. UperNet
+  is counted at 512x2048, although trained on crops of 512x512.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dense.errors import UserError
+from dense.launch import load_config
+from dense.published import COCO, PUBLISHED, UPERNET
+from dense.screen import quiet_libraries
+
+BOX_REGIONS, MASK_REGIONS = 1000, 100
+PREPROCESSOR = 'data_preprocessor'
+DENSE_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'head')
+COCO_SCALE = (1333, 800)  # the longest sides of COCO's usual test size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part of a model costs for one image.
+
+    Attributes:
+        params: Number of parameters.
+        macs: Multiply-accumulates; 0 for a part that does not run after training.
+    """
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model costs for one image.
+
+    Attributes:
+        name: Name of the config.
+        shape: Height and width of the image in pixels.
+        parts: Name of the part -> its cost, in the order in which they run.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    parts: dict[str, Cost]
+
+    @property
+    def params(self) -> int:
+        """Parameters of all parts."""
+        return sum(part.params for part in self.parts.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all parts."""
+        return sum(part.macs for part in self.parts.values())
+
+
+def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) -> Complexity:
+    """Count the model of a config, on the meta device.
+
+    Args:
+        path: Config file, relative to the current folder or else to the project.
+        shape: Height and width of the image; by default what :func:`usual_shape` tells.
+
+    Raises:
+        UserError: There is no such file, or the model is of a kind that cannot be counted.
+    """
+    cfg = load_config(path)
+    return count_model(build_on_meta(cfg), shape or usual_shape(cfg), name=Path(cfg.filename).stem)
+
+
+def build_on_meta(cfg: Config) -> nn.Module:
+    """Build a config's model in evaluation mode, without memory for its parameters."""
+    with quiet_libraries(), torch.device('meta'), _WithoutClamping():
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        return MODELS.build(cfg.model).eval()
+
+
+class _WithoutClamping(TorchFunctionMode):
+    """Leave meta tensors, which hold no values, unclamped: half of the time to build a network goes there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.clamp_ and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def usual_shape(cfg: Config) -> tuple[int, int]:
+    """Return the height and width in pixels that publications count a config's model at.
+
+    That of the published figure if there is one; else 800x1280 for COCO's usual test size, 512x2048 for UperNet on
+    crops of 512x512, and otherwise the size of the config: its crop, or the size that test images are scaled to.
+
+    Raises:
+        UserError: The config tells no size.
+    """
+    row = PUBLISHED.get(Path(cfg.filename or '').stem)
+    if row is not None:
+        return row.shape
+    size = cfg.model.get(PREPROCESSOR, {}).get('size')
+    if size is not None:
+        is_upernet = cfg.model.get('decode_head', {}).get('type') == 'UPerHead' and tuple(size) == (512, 512)
+        return UPERNET if is_upernet else (size[0], size[1])
+    for step in cfg.get('val_dataloader', {}).get('dataset', {}).get('pipeline', []):
+        if 'crop_size' in step:
+            return _pair(step.crop_size)
+        if step.get('type') == 'Resize' and 'scale' in step:
+            width, height = step.scale
+            return COCO if (width, height) == COCO_SCALE else (height, width)
+    raise UserError('the config does not tell the size of its images', 'give it: --shape HEIGHT WIDTH')
+
+
+def count_model(model: nn.Module, shape: tuple[int, int], *, in_channels: int = 3, name: str = '') -> Complexity:
+    """Count a detector, segmentor or classifier of the OpenMMLab kind, or a backbone alone.
+
+    Args:
+        model: In evaluation mode, on any device.
+        shape: Height and width of the image in pixels.
+        in_channels: Channels of the image.
+        name: Name for the result.
+
+    Raises:
+        UserError: A part of the model is not of a kind that can be fed.
+    """
+    image = torch.empty(1, in_channels, *shape, device=next(model.parameters()).device)
+    if not hasattr(model, 'backbone'):
+        return Complexity(name, shape, {'model': _count(model, image)[0]})
+    parts = {}
+    features: Any = image
+    for part in ('backbone', 'neck'):
+        if getattr(model, part, None) is not None:
+            parts[part], features = _count(getattr(model, part), features)
+    for part, module, inputs in _heads(model, features):
+        # An auxiliary head does not run after training.
+        parts[part] = Cost(_num_params(module), 0) if inputs is None else _count(module, inputs)[0]
+    _check_all_counted(model, sum(part.params for part in parts.values()))
+    return Complexity(name, shape, parts)
+
+
+@torch.no_grad()
+def _count(module: nn.Module, inputs: Any) -> tuple[Cost, Any]:
+    """Run a part; return its cost and its output."""
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with counter:
+        output = module(inputs)
+    return Cost(_num_params(module), counter.get_total_flops() // 2), output
+
+
+def _num_params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _heads(model: nn.Module, features: Any) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Yield name, module and input of every head; None for one that does not run."""
+    for part in DENSE_HEADS:
+        module = getattr(model, part, None)
+        if module is not None:
+            yield part, module, features
+    if getattr(model, 'roi_head', None) is not None:
+        yield from _region_heads(model.roi_head, features[0])
+    if getattr(model, 'auxiliary_head', None) is not None:
+        yield 'auxiliary_head', model.auxiliary_head, None
+
+
+def _region_heads(roi_head: nn.Module, feature: torch.Tensor) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    for kind, num_regions in (('bbox', BOX_REGIONS), ('mask', MASK_REGIONS)):
+        heads = _listed(getattr(roi_head, f'{kind}_head', None))
+        extractors = _listed(getattr(roi_head, f'{kind}_roi_extractor', None))
+        for i, (head, extractor) in enumerate(zip(heads, extractors, strict=True)):
+            height, width = _pair(extractor.roi_layers[0].output_size)
+            regions = feature.new_empty(num_regions, extractor.out_channels, height, width)
+            yield f'{kind}_head' + (f'{i}' if len(heads) > 1 else ''), head, regions
+
+
+def _listed(modules: Any) -> list[Any]:
+    if modules is None:
+        return []
+    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+
+
+def _check_all_counted(model: nn.Module, counted: int) -> None:
+    total = _num_params(model)
+    if counted != total:
+        raise UserError(
+            f'{total - counted} of {total} parameters of {type(model).__name__} lie in parts that cannot be fed; '
+            f'its parts: {", ".join(name for name, _ in model.named_children())}',
+            'count models made of backbone, neck, RPN, box, mask, decode and classification heads',
+        )
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _deform_conv_flops(
+    input_shape: Sequence[int], weight_shape: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any
+) -> int:
+    """Count a deformable convolution as the plain one of its size, as publications do: 2 for each product.
+
+    Args:
+        input_shape: (N, C, H, W), unused: the output's size counts.
+        weight_shape: (O, C / groups, KH, KW).
+        args: Offsets, masks and geometry, whose bilinear samples count nothing.
+        out_shape: (N, O, H', W').
+        kwargs: Geometry.
+    """
+    batch, _, height, width = out_shape
+    return 2 * batch * height * width * prod(weight_shape)
+
+
+# The counter is blind to what PyTorch itself does not bring.
+FORMULAS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}
