@@ -83,6 +83,8 @@ def _shrink_pipeline(node: Any) -> None:
 def _reduce_segmentor(cfg: Config) -> None:
     if cfg.model.data_preprocessor.get('size'):
         cfg.model.data_preprocessor.size = (HEIGHT, HEIGHT)
+    if cfg.model.test_cfg.mode == 'slide':
+        cfg.model.test_cfg.update(crop_size=(HEIGHT, HEIGHT), stride=(HEIGHT * 2 // 3, HEIGHT * 2 // 3))
     for head in ('decode_head', 'auxiliary_head'):
         if cfg.model.get(head):
             cfg.model[head].channels = 16
