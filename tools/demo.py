@@ -1,12 +1,14 @@
 """Train Mask R-CNN and UperNet with InceptionNeXt-Atto on generated scenes: python tools/demo.py [options]."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import common
+
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,9 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 where a score stays below its bar, 2 after an error.
     """
-    parser = argparse.ArgumentParser(
-        prog='demo.py',
-        description='Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.',
+    parser = common.parser(
+        'demo.py', 'Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.'
     )
     parser.add_argument(
         '--work-dir',
@@ -29,17 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         help='folder for everything, emptied first if a demo wrote it (default: work_dirs/demo)',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes and the trainings (default: 0)')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
-    args = parser.parse_args(argv)
-
-    # Waiting threads sleep instead of spinning: beside one other busy process a step was ten times faster (2 cores).
-    # OpenMP reads this once, when PyTorch is imported.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-    # After the command line is read, so that --help need not wait for PyTorch.
-    from dense.cli import run
+    args = common.parse(parser, argv)
 
     missed: list[str] = []
-    status = run(lambda: missed.extend(_demo(args)), show_traceback=args.traceback)
+    status = common.run(lambda: missed.extend(_demo(args)), args)
     if missed:
         sys.stderr.write(f'missed: {", ".join(missed)}\n')
     return status or int(bool(missed))

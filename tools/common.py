@@ -1,0 +1,67 @@
+"""What the commands share. Nothing here imports PyTorch, so that ``--help`` answers at once."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser.
+
+    Args:
+        name: Of the file.
+        description: One sentence.
+        epilog: Printed below the options as it stands.
+    """
+    return argparse.ArgumentParser(
+        prog=name, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def parse(target: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Add the option that every command has, and parse ``argv``, by default the arguments of the process."""
+    target.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
+    return target.parse_args(argv)
+
+
+def add_config(target: argparse.ArgumentParser) -> None:
+    """Add the positional ``CONFIG``."""
+    target.add_argument('config', metavar='CONFIG', help='config file, relative to here or to the project')
+
+
+def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: str) -> None:
+    """Add the options of commands that run a config on data.
+
+    Args:
+        target: Parser of the command.
+        work_dir: What the command writes there.
+        example: Of a config key and its value.
+    """
+    launched = 'what started the processes of a distributed run (default: none)'
+    target.add_argument('--work-dir', metavar='DIR', help=f'{work_dir} (default: work_dirs/<config name>)')
+    target.add_argument('--data-root', metavar='DIR', help="use this copy of the data instead of the config's")
+    target.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=f'for example {example}')
+    target.add_argument('--launcher', choices=LAUNCHERS, default='none', help=launched)
+    target.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def run(command: Callable[[], None], args: argparse.Namespace, *, log_dir: str | None = None) -> int:
+    """Run a command; on an error write two lines, its cause and how to mend it.
+
+    Args:
+        command: What to run.
+        args: From :func:`parse`.
+        log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
+
+    Returns:
+        Exit status.
+    """
+    # Waiting threads sleep instead of spinning: beside one other busy process a step was ten times faster (2 cores).
+    # OpenMP reads this once, when PyTorch is imported.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    # After the command line is read, so that --help need not wait for PyTorch.
+    from dense.cli import run as run_command
+
+    return run_command(command, show_traceback=args.traceback, log_dir=log_dir)
