@@ -12,83 +12,76 @@ class PublishedWeights:
         family: Class that they belong to.
         arch: Name in that class's ``ARCHS``.
         url: The authors' file.
-        hub_id: The same weights as timm publishes them on the Hugging Face hub.
+        hub_id: The same weights as timm publishes them on the Hugging Face hub; None if it does not.
         num_params: Parameters of the whole classifier.
         top1: ImageNet-1K validation accuracy in percent, as published.
         resolution: Side of the square crop that ``top1`` was measured at, in pixels.
         recipe: How they were trained.
-        licence: SPDX name.
+        licence: SPDX name; ``NOASSERTION`` where the authors' repository has no licence.
+        mirrors: Other addresses to try, in this order, if ``url`` fails.
     """
 
     family: str
     arch: str
     url: str
-    hub_id: str
+    hub_id: str | None
     num_params: int
     top1: float
     resolution: int
     recipe: str
     licence: str
+    mirrors: tuple[str, ...] = ()
 
 
-_INCEPTIONNEXT = 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
-_300_EPOCHS = 'ImageNet-1K, 300 epochs, AdamW, batch 4096, lr 4e-3 (Table 9)'
+def _inceptionnext(arch: str, num_params: int, top1: float, recipe: str, resolution: int = 224) -> PublishedWeights:
+    # Accuracies: Table 4 of arXiv:2303.16900v3.
+    size = '' if resolution == 224 else f'_{resolution}'
+    return PublishedWeights(
+        family='InceptionNeXt',
+        arch=arch,
+        url=f'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_{arch}{size}.pth',
+        hub_id=f'timm/inception_next_{arch}.sail_in1k{size}',
+        num_params=num_params,
+        top1=top1,
+        resolution=resolution,
+        recipe=recipe,
+        licence='Apache-2.0',
+    )
 
-# Accuracies: Table 4 of arXiv:2303.16900v3.
+
+def _fasternet(arch: str, epoch: int, val_acc: str, num_params: int, top1: float, recipe: str) -> PublishedWeights:
+    # Accuracies and recipes: Tables 3 and 6 of arXiv:2303.03667. The repository has no licence file; its model file
+    # names the MIT licence, timm offers its port of the same weights under Apache-2.0.
+    file = f'fasternet_{arch}-epoch.{epoch}-val_acc1.{val_acc}.pth'
+    return PublishedWeights(
+        family='FasterNet',
+        arch=arch,
+        url=f'https://github.com/JierunChen/FasterNet/releases/download/v1.0/{file}',
+        hub_id=f'timm/fasternet_{arch}.in1k',
+        num_params=num_params,
+        top1=top1,
+        resolution=224,
+        recipe=recipe,
+        licence='NOASSERTION',
+    )
+
+
+_ATTO = 'ImageNet-1K, 450 epochs, AdamW, batch 1280, lr 1e-3 (Table 9)'
+_LARGER = 'ImageNet-1K, 300 epochs, AdamW, batch 4096, lr 4e-3 (Table 9)'
+_AT_384 = 'inceptionnext_base, fine-tuned for 30 epochs at 384, batch 1024, lr 5e-5 (Table 9)'
+_T0_TO_S = 'ImageNet-1K, 300 epochs, 192 px until epoch 280, AdamW, batch 4096, lr 4e-3 (Table 6)'
+_M_AND_L = 'ImageNet-1K, 300 epochs, 192 px until epoch 280, AdamW, batch 2048, lr 2e-3 (Table 6)'
+
 WEIGHTS: Mapping[str, PublishedWeights] = {
-    'inceptionnext_atto': PublishedWeights(
-        family='InceptionNeXt',
-        arch='atto',
-        url=_INCEPTIONNEXT + 'inceptionnext_atto.pth',
-        hub_id='timm/inception_next_atto.sail_in1k',
-        num_params=4_156_520,
-        top1=75.3,
-        resolution=224,
-        recipe='ImageNet-1K, 450 epochs, AdamW, batch 1280, lr 1e-3 (Table 9)',
-        licence='Apache-2.0',
-    ),
-    'inceptionnext_tiny': PublishedWeights(
-        family='InceptionNeXt',
-        arch='tiny',
-        url=_INCEPTIONNEXT + 'inceptionnext_tiny.pth',
-        hub_id='timm/inception_next_tiny.sail_in1k',
-        num_params=28_055_680,
-        top1=82.3,
-        resolution=224,
-        recipe=_300_EPOCHS,
-        licence='Apache-2.0',
-    ),
-    'inceptionnext_small': PublishedWeights(
-        family='InceptionNeXt',
-        arch='small',
-        url=_INCEPTIONNEXT + 'inceptionnext_small.pth',
-        hub_id='timm/inception_next_small.sail_in1k',
-        num_params=49_374_016,
-        top1=83.5,
-        resolution=224,
-        recipe=_300_EPOCHS,
-        licence='Apache-2.0',
-    ),
-    'inceptionnext_base': PublishedWeights(
-        family='InceptionNeXt',
-        arch='base',
-        url=_INCEPTIONNEXT + 'inceptionnext_base.pth',
-        hub_id='timm/inception_next_base.sail_in1k',
-        num_params=86_672_136,
-        top1=84.0,
-        resolution=224,
-        recipe=_300_EPOCHS,
-        licence='Apache-2.0',
-    ),
-    'inceptionnext_base_384': PublishedWeights(
-        family='InceptionNeXt',
-        arch='base',
-        url=_INCEPTIONNEXT + 'inceptionnext_base_384.pth',
-        hub_id='timm/inception_next_base.sail_in1k_384',
-        num_params=86_672_136,
-        top1=85.2,
-        resolution=384,
-        recipe='inceptionnext_base, fine-tuned for 30 epochs at 384, batch 1024, lr 5e-5 (Table 9)',
-        licence='Apache-2.0',
-    ),
+    'inceptionnext_atto': _inceptionnext('atto', 4_156_520, 75.3, _ATTO),
+    'inceptionnext_tiny': _inceptionnext('tiny', 28_055_680, 82.3, _LARGER),
+    'inceptionnext_small': _inceptionnext('small', 49_374_016, 83.5, _LARGER),
+    'inceptionnext_base': _inceptionnext('base', 86_672_136, 84.0, _LARGER),
+    'inceptionnext_base_384': _inceptionnext('base', 86_672_136, 85.2, _AT_384, resolution=384),
+    'fasternet_t0': _fasternet('t0', 281, '71.9180', 3_905_500, 71.9, _T0_TO_S),
+    'fasternet_t1': _fasternet('t1', 291, '76.2180', 7_595_368, 76.2, _T0_TO_S),
+    'fasternet_t2': _fasternet('t2', 289, '78.8860', 14_982_888, 78.9, _T0_TO_S),
+    'fasternet_s': _fasternet('s', 299, '81.2840', 31_181_032, 81.3, _T0_TO_S),
+    'fasternet_m': _fasternet('m', 291, '82.9620', 53_521_464, 83.0, _M_AND_L),
+    'fasternet_l': _fasternet('l', 299, '83.5060', 93_465_192, 83.5, _M_AND_L),
 }

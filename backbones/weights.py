@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -79,21 +80,42 @@ def load_pretrained(backbone: DenseBackbone, source: str | Path, *, prefix: str 
     """
     source = str(source)
     _check_family(backbone, source)
-    state = _state_dict(load_file(_fetch(source)), source)
-    state = type(backbone).convert_state_dict(_strip_prefixes(state, source, prefix))
+    published = backbone.named_weights(source)
+    if published is None:
+        published = _strip_prefixes(read_weights(source), source, prefix)
+    state = backbone.convert_state_dict(published)
     own = backbone.state_dict()
-    wanted, left_out = _select(backbone, state)
-    adapted = _adapt_input(wanted, own)
-    _check_fit(backbone, wanted, own, source)
+    left_out = tuple(key for key in state if backbone.leaves_out(key))
+    wanted = {key: value for key, value in state.items() if key not in left_out}
+    adapted = _adapt_input(backbone, wanted, own)
+    differences = _differences(wanted, own)
+    if differences:
+        raise CheckpointError(
+            f'{source!r} does not fit {type(backbone).__name__}: {differences}; nothing was loaded.\n'
+            f'{_advice(type(backbone), published)}'
+        )
     new = tuple(name for name in own if name not in wanted)
     backbone.load_state_dict({**own, **wanted}, strict=True)
     return LoadReport(source, tuple(wanted), len(own) - len(new), new, left_out, adapted)
 
 
+def read_weights(source: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a whole network, under the names that the file gives them.
+
+    Args:
+        source: As in :func:`load_pretrained`.
+
+    Raises:
+        CheckpointError: The source cannot be read, or holds no state dict.
+    """
+    return _state_dict(load_file(_fetch(str(source))), str(source))
+
+
 def _check_family(backbone: DenseBackbone, source: str) -> None:
     record = WEIGHTS.get(source)
-    if record is not None and record.family != type(backbone).__name__:
-        allowed = [name for name, other in WEIGHTS.items() if other.family == type(backbone).__name__]
+    families = {base.__name__ for base in type(backbone).__mro__}
+    if record is not None and record.family not in families:
+        allowed = [name for name, other in WEIGHTS.items() if other.family in families]
         raise CheckpointError(
             f'{source!r} are weights of {record.family}, the backbone is {type(backbone).__name__}.\n'
             f'Name one of {", ".join(allowed) or "its own files"}.'
@@ -101,10 +123,12 @@ def _check_family(backbone: DenseBackbone, source: str) -> None:
 
 
 def _fetch(source: str) -> Path:
-    if source in WEIGHTS:
-        return _download(WEIGHTS[source].url, f'or fetch {WEIGHTS[source].hub_id} from the Hugging Face hub')
+    record = WEIGHTS.get(source)
+    if record is not None:
+        hub = f'or fetch {record.hub_id} from the Hugging Face hub' if record.hub_id else 'or check the address'
+        return _download((record.url, *record.mirrors), hub)
     if urlparse(source).scheme in ('http', 'https', 'file'):
-        return _download(source, 'or check the address')
+        return _download((source,), 'or check the address')
     if not Path(source).exists() and not Path(source).suffix:
         raise CheckpointError(
             f'{source!r} is neither a file nor the name of published weights ({", ".join(WEIGHTS)}).\n'
@@ -113,20 +137,29 @@ def _fetch(source: str) -> Path:
     return Path(source)
 
 
-def _download(url: str, alternative: str) -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+def _download(urls: Sequence[str], alternative: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    paths = [folder / Path(urlparse(url).path).name for url in urls]
     # One process of each machine downloads; the others wait for it.
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not any(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        _download_one_of(urls, paths, alternative)
+    barrier()
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def _download_one_of(urls: Sequence[str], paths: Sequence[Path], alternative: str) -> None:
+    failures = []
+    for url, path in zip(urls, paths, strict=True):
         try:
             torch.hub.download_url_to_file(url, str(path))
+            return
         except OSError as error:  # URLError and HTTPError are OSErrors, too
-            raise CheckpointError(
-                f'{url} could not be downloaded: {error}.\n'
-                f'Download it elsewhere to {path}, {alternative}, and give the file as checkpoint.'
-            ) from error
-    barrier()
-    return path
+            failures.append((url, error))
+    raise CheckpointError(
+        f'{"; ".join(f"{url} could not be downloaded: {error}" for url, error in failures)}.\n'
+        f'Download it elsewhere to {paths[0]}, {alternative}, and give the file as checkpoint.'
+    ) from failures[0][1]
 
 
 def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
@@ -157,25 +190,11 @@ def _strip_prefixes(state: dict[str, Tensor], source: str, prefix: str | None) -
     return state
 
 
-def _select(backbone: DenseBackbone, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    own = backbone.state_dict().keys()
-    num_stages = len(backbone.stages)
-
-    def useless(key: str) -> bool:
-        parts = key.split('.')
-        beyond = parts[0] == 'stages' and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) >= num_stages
-        other_norm = parts[0].startswith('out_norm') and key not in own
-        return beyond or other_norm or key.startswith(backbone.CLASSIFIER_PREFIXES)
-
-    left_out = tuple(key for key in state if useless(key))
-    return {key: value for key, value in state.items() if key not in left_out}, left_out
-
-
-def _adapt_input(wanted: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _adapt_input(backbone: DenseBackbone, wanted: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
     adapted = []
-    for key, value in wanted.items():
-        target = own.get(key)
-        if not key.startswith('stem.') or target is None or target.ndim != 4 or value.ndim != 4:
+    for key in (f'{layer}.weight' for layer in backbone.input_layers):
+        value, target = wanted.get(key), own.get(key)
+        if value is None or target is None or value.ndim != 4 or target.ndim != 4:
             continue
         if value.shape[1] == 3 != target.shape[1] and value.shape[0] == target.shape[0]:
             wanted[key] = adapt_input_conv(target.shape[1], value)
@@ -183,7 +202,7 @@ def _adapt_input(wanted: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[
     return tuple(adapted)
 
 
-def _check_fit(backbone: DenseBackbone, wanted: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+def _differences(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     missing = [key for key in own if key not in wanted and not key.startswith('out_norm')]
     unexpected = [key for key in wanted if key not in own]
     misshaped = [
@@ -191,36 +210,49 @@ def _check_fit(backbone: DenseBackbone, wanted: Mapping[str, Tensor], own: Mappi
         for key in wanted
         if key in own and wanted[key].shape != own[key].shape
     ]
-    if not (missing or unexpected or misshaped):
-        return
-    differences = '; '.join(
+    return '; '.join(
         f'{len(keys)} {what}: {_first(keys)}'
         for what, keys in (('missing', missing), ('unexpected', unexpected), ('of another shape', misshaped))
         if keys
     )
-    fitting = _fitting_archs(backbone, wanted)
-    remedy = (
-        f'It fits arch {" or ".join(map(repr, fitting))}.' if fitting else 'Check that the file is of this network.'
-    )
-    raise CheckpointError(
-        f'{source!r} does not fit {type(backbone).__name__}: {differences}; nothing was loaded.\n{remedy}'
-    )
 
 
-def _fitting_archs(backbone: DenseBackbone, wanted: Mapping[str, Tensor]) -> list[str]:
-    shapes = {key: value.shape for key, value in wanted.items() if not key.startswith('out_norm')}
-    family: Any = type(backbone)
-    fitting = []
-    for name in family.ARCHS:
-        with torch.device('meta'):
-            candidate = family(name, out_indices=backbone.out_indices).state_dict()
-        if shapes == {key: value.shape for key, value in candidate.items()}:
-            fitting.append(name)
-    return fitting
+def _advice(family: type[DenseBackbone], published: Mapping[str, Tensor]) -> str:
+    own = _fitting_archs(family, published)
+    if own:
+        return f'It fits arch {" or ".join(map(repr, own))} as published.'
+    others = [f'{other.__name__} {arch}' for other in family.families() for arch in _fitting_archs(other, published)]
+    if others:
+        return f'It looks like {" or ".join(others)}: take that backbone, or another file.'
+    return 'Check that the file is of this network.'
+
+
+def _fitting_archs(family: Any, published: Mapping[str, Tensor]) -> list[str]:
+    if not family.ARCHS:
+        return []
+    ignored = ('out_norm', *family.CLASSIFIER_PREFIXES)
+    converted = family.convert_state_dict(published)
+    shapes = {key: value.shape for key, value in converted.items() if not key.startswith(ignored)}
+    parts = {_part(key) for key in shapes}  # a backbone without its last stages is recognised as well
+    return [
+        name
+        for name in family.ARCHS
+        if shapes == {key: shape for key, shape in _shapes(family, name).items() if _part(key) in parts}
+    ]
+
+
+@cache
+def _shapes(family: Any, arch: str) -> dict[str, torch.Size]:
+    with torch.device('meta'):
+        return {key: value.shape for key, value in family(arch).state_dict().items()}
+
+
+def _part(key: str) -> str:
+    return '.'.join(key.split('.')[: 2 if key.startswith('stages.') else 1])
 
 
 def _grouped(names: Iterable[str]) -> str:
-    counts = Counter('.'.join(name.split('.')[: 2 if name.startswith('stages.') else 1]) for name in names)
+    counts = Counter(_part(name) for name in names)
     return _first([f'{group} ({count})' if count > 1 else group for group, count in counts.items()])
 
 

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -9,7 +11,8 @@ import timm
 import torch
 from mmengine.logging import HistoryBuffer
 
-from backbones import InceptionNeXt
+import backbones
+from backbones import FasterNet, InceptionNeXt
 from backbones.serialization import CheckpointError, load_file
 from backbones.weights import WEIGHTS, load_pretrained
 
@@ -48,25 +51,22 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('form', FORMS)
+# A .safetensors file has no nested entries.
+WRITTEN = [(form, '.pth') for form in FORMS] + [(form, '.safetensors') for form in ('flat', 'module.', 'backbone.')]
+
+
+@pytest.mark.parametrize(('form', 'suffix'), WRITTEN)
 def test_every_wrapping_is_read(form, suffix, published, tmp_path):
-    content = FORMS[form](published)
-    file = tmp_path / f'weights{suffix}'
-    if suffix == '.pth':
-        torch.save(content, file)
-    elif all(isinstance(value, torch.Tensor) for value in content.values()):
-        safetensors.torch.save_file(content, file)
-    else:
-        pytest.skip('safetensors has no nested entries')
+    save = torch.save if suffix == '.pth' else safetensors.torch.save_file
+    save(FORMS[form](published), tmp_path / f'weights{suffix}')
     model = InceptionNeXt(ARCH)
-    report = load_pretrained(model, file)
+    report = load_pretrained(model, tmp_path / f'weights{suffix}')
     assert len(report.loaded) == report.total == NUM_TENSORS
     assert same(model, {key: value for key, value in published.items() if not key.startswith('head.')})
 
 
 def test_forms_were_counted():
-    assert len(FORMS) == 8
+    assert len(FORMS) == 8 and len(WRITTEN) == 11
 
 
 def test_the_report_names_what_is_new_and_what_is_left_out(published, tmp_path):
@@ -112,6 +112,84 @@ def test_the_first_convolution_is_adapted_to_the_images(in_channels, published, 
         torch.testing.assert_close(gray, published['stem.0.weight'].sum(1), rtol=1e-5, atol=1e-6)
 
 
+def official_fasternet(arch: str) -> dict[str, torch.Tensor]:
+    """timm's weights under the authors' names: stages and mergings alternate in one list, the head has other names."""
+    names = {'conv_head.weight': 'avgpool_pre_head.1.weight', 'classifier.weight': 'head.weight'}
+    names |= {'classifier.bias': 'head.bias'}
+
+    def rename(key: str) -> str:
+        if merging := re.fullmatch(r'stages\.(\d)\.downsample\.(.+)', key):
+            return f'stages.{2 * int(merging[1]) - 1}.{merging[2]}'
+        if block := re.fullmatch(r'stages\.(\d)\.(blocks.+)', key):
+            return f'stages.{2 * int(block[1])}.{block[2]}'
+        return names.get(key, key)
+
+    return {rename(key): value for key, value in timm.create_model(f'fasternet_{arch}').state_dict().items()}
+
+
+def test_the_official_layout_of_fasternet_is_the_one_of_the_release():
+    """Spot checks of the rename above; the number of tensors is that of timm's model."""
+    state = official_fasternet('t0')
+    assert {key.split('.')[1] for key in state if key.startswith('stages.')} == set('0123456')
+    expected = {
+        'patch_embed.proj.weight': (40, 3, 4, 4),
+        'stages.0.blocks.0.spatial_mixing.partial_conv3.weight': (10, 10, 3, 3),
+        'stages.1.reduction.weight': (80, 40, 2, 2),
+        'stages.1.norm.weight': (80,),
+        'stages.6.blocks.1.mlp.3.weight': (320, 640, 1, 1),
+        'avgpool_pre_head.1.weight': (1280, 320, 1, 1),
+        'head.bias': (1000,),
+    }
+    assert {key: tuple(state[key].shape) for key in expected} == expected
+    assert len(state) == 128 + 3
+
+
+@pytest.mark.parametrize('arch', FasterNet.ARCHS)
+def test_the_official_layout_of_fasternet_loads_whole(arch, tmp_path):
+    state = official_fasternet(arch)
+    ours = FasterNet.convert_state_dict(state)
+    theirs = FasterNet.convert_state_dict(timm.create_model(f'fasternet_{arch}').state_dict())
+    heads = FasterNet.CLASSIFIER_PREFIXES
+    assert [key for key in ours if not key.startswith(heads)] == [key for key in theirs if not key.startswith(heads)]
+    assert FasterNet.convert_state_dict(ours).keys() == ours.keys()
+    if arch != 't0':  # converted alike; one of them is loaded as well
+        return
+    torch.save(state, tmp_path / 'weights.pth')
+    model = FasterNet(arch)
+    report = load_pretrained(model, tmp_path / 'weights.pth')
+    assert len(report.loaded) == report.total == 128
+    assert sorted(report.left_out) == ['avgpool_pre_head.1.weight', 'head.bias', 'head.weight']
+    assert same(model, {key: value for key, value in ours.items() if not key.startswith(heads)})
+
+
+def test_a_detector_of_the_fasternet_authors_brings_its_output_norms(tmp_path):
+    source = FasterNet('t0', out_norm=dict(type='BN'))
+    torch.nn.init.uniform_(source.out_norm2.weight)
+    flat = {key: value for key, value in official_fasternet('t0').items() if 'head.' not in key}
+    norms = {
+        f'norm{2 * int(key[8])}{key[9:]}': value
+        for key, value in source.state_dict().items()
+        if key.startswith('out_norm')
+    }
+    torch.save({'state_dict': prefixed('backbone.')({**flat, **norms})}, tmp_path / 'detector.pth')
+    model = FasterNet('t0', out_norm=dict(type='BN'))
+    report = load_pretrained(model, tmp_path / 'detector.pth')
+    assert report.new == report.left_out == ()
+    assert torch.equal(model.out_norm2.weight, source.out_norm2.weight)
+
+
+@pytest.mark.parametrize('lost', ['stages.1.reduction.weight', 'stages.6.blocks.1.mlp.1.running_var'])
+def test_an_official_fasternet_that_lacks_a_key_is_refused(lost, tmp_path):
+    state = official_fasternet('t0')
+    del state[lost]
+    torch.save(state, tmp_path / 'weights.pth')
+    model = FasterNet('t0')
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match='1 missing: stages'):
+        load_pretrained(model, tmp_path / 'weights.pth')
+    assert same(model, before)
+
+
 def wrong_arch(state):
     return timm.create_model('inception_next_tiny').state_dict()
 
@@ -132,12 +210,37 @@ def with_a_key_more(state):
     return {**state, 'stages.2.blocks.3.beta': torch.zeros(1)}
 
 
+def of_fasternet(state):
+    return timm.create_model('fasternet_t1').state_dict()
+
+
+def of_fasternet_authors(state):
+    return {'model': official_fasternet('t0')}
+
+
+def of_a_detector_with_fasternet(state):
+    return {'state_dict': prefixed('backbone.')(FasterNet('t2', out_norm=dict(type='BN')).state_dict())}
+
+
+def of_half_a_fasternet(state):
+    return FasterNet('s', out_indices=(0, 1)).state_dict()
+
+
+def of_no_family(state):
+    return timm.create_model('resnet18').state_dict()
+
+
 MISFITS = {
     wrong_arch: ["fits arch 'tiny'", 'stages.0'],
     renamed: ['missing', 'token_mixer', 'unexpected', 'mixer'],
     misshaped: ['stem.0.bias (7,) instead of (40,)'],
     with_a_key_less: ['1 missing: stages.2.blocks.3.gamma'],
     with_a_key_more: ['1 unexpected: stages.2.blocks.3.beta'],
+    of_fasternet: ['does not fit InceptionNeXt', 'It looks like FasterNet t1:'],
+    of_fasternet_authors: ['does not fit InceptionNeXt', 'It looks like FasterNet t0:'],
+    of_a_detector_with_fasternet: ['It looks like FasterNet t2:'],
+    of_half_a_fasternet: ['It looks like FasterNet s:'],
+    of_no_family: ['Check that the file is of this network'],
 }
 
 
@@ -215,7 +318,7 @@ def check_refused(source, words):
 
 
 def test_refusals_were_counted():
-    assert len(MISFITS) == 5 and len(UNREADABLE) == 9
+    assert len(MISFITS) == 10 and len(UNREADABLE) == 9
 
 
 def test_unknown_names_list_the_records():
@@ -238,30 +341,76 @@ def test_a_url_that_fails_says_where_to_put_the_file(tmp_path, monkeypatch):
     assert str(tmp_path / 'hub' / 'checkpoints' / 'absent.pth') in str(caught.value)
 
 
+@pytest.fixture
+def fake_record(tmp_path, monkeypatch):
+    """A record of Atto with a mirror, both in ``tmp_path``; nothing is there yet."""
+    record = replace(
+        WEIGHTS['inceptionnext_atto'],
+        url=(tmp_path / 'official.pth').as_uri(),
+        mirrors=((tmp_path / 'mirror.pth').as_uri(),),
+    )
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setitem(WEIGHTS, 'fake', record)
+    return record
+
+
+def test_a_mirror_is_tried_when_the_first_address_fails(fake_record, published, tmp_path):
+    torch.save(published, tmp_path / 'mirror.pth')
+    model = InceptionNeXt(ARCH)
+    assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS
+    assert [path.name for path in (tmp_path / 'hub' / 'checkpoints').iterdir()] == ['mirror.pth']
+    (tmp_path / 'mirror.pth').unlink()
+    assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS  # from the cache, whichever address it came from
+
+
+def test_every_address_that_fails_is_named(fake_record, tmp_path):
+    with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
+        load_pretrained(InceptionNeXt(ARCH), 'fake')
+    cause, remedy = str(caught.value).split('\n')
+    assert fake_record.url in cause and fake_record.mirrors[0] in cause
+    assert str(tmp_path / 'hub' / 'checkpoints' / 'official.pth') in remedy
+
+
+@pytest.mark.parametrize('name', [name for name in WEIGHTS if name.startswith('fasternet')])
+def test_the_accuracy_of_fasternet_is_the_one_in_its_file_name(name):
+    accuracy = float(WEIGHTS[name].url.split('val_acc1.')[1].removesuffix('.pth'))
+    assert WEIGHTS[name].top1 == round(accuracy, 1)
+
+
+def test_a_record_of_another_family_is_refused_before_it_is_fetched():
+    with pytest.raises(CheckpointError, match=r'fasternet_t0.* FasterNet, .*InceptionNeXt\.\n.*inceptionnext_atto'):
+        load_pretrained(InceptionNeXt(ARCH), 'fasternet_t0')
+
+
 @pytest.mark.parametrize('name', WEIGHTS)
 def test_records_are_true(name, tmp_path, monkeypatch):
     """A record's size is that of the network it names, and its name reaches the authors' file."""
     record = WEIGHTS[name]
-    model = timm.create_model(record.hub_id.split('/')[1])
+    family = getattr(backbones, record.family)
+    with torch.device('meta'):
+        model = timm.create_model(record.hub_id.split('/')[1])
     assert sum(p.numel() for p in model.parameters()) == record.num_params
     assert 70 < record.top1 < 90 and record.resolution in (224, 384)
-    assert model.default_cfg['license'] == record.licence.lower()
+    assert record.licence in ('Apache-2.0', 'MIT', 'NOASSERTION')
+    assert record.licence == 'NOASSERTION' or model.default_cfg['license'] == record.licence.lower()
+    state = {key: torch.full(value.shape, 0.5) for key, value in model.state_dict().items()}
     asked = []
 
     def download(url: str, target: str) -> None:
         asked.append(url)
-        torch.save(model.state_dict(), target)
+        torch.save(state, target)
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    backbone = InceptionNeXt(record.arch, init_cfg=dict(type='Pretrained', checkpoint=name))
+    # The first stages tell whether the file is read; all of them are compared with timm's elsewhere.
+    backbone = family(record.arch, out_indices=(0,), init_cfg=dict(type='Pretrained', checkpoint=name))
     backbone.init_weights()
     assert asked == [record.url]
-    assert same(backbone, {key: value for key, value in model.state_dict().items() if not key.startswith('head.')})
+    assert all((value == 0.5).all() for value in backbone.state_dict().values() if value.is_floating_point())
 
 
 def test_every_record_was_tried():
-    assert len(WEIGHTS) == 5
+    assert len(WEIGHTS) == 5 + 6
 
 
 def test_an_explicit_prefix_is_taken_alone(published, tmp_path):
