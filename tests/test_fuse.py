@@ -1,0 +1,162 @@
+"""Is a fused model the same function, and what does it promise besides?"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import ConvNeXt, FasterNet, InceptionNeXt
+from backbones.fuse import fuse
+from backbones.fused import FusedBlock
+
+CASES = [(family, arch) for family in (InceptionNeXt, FasterNet, ConvNeXt) for arch in family.ARCHS]
+every_arch = pytest.mark.parametrize(('family', 'arch'), CASES, ids=lambda v: v if isinstance(v, str) else v.__name__)
+SMALLEST = [(InceptionNeXt, 'atto'), (FasterNet, 't0'), (ConvNeXt, 'tiny_k3_par1_4')]
+smallest_arch = pytest.mark.parametrize(
+    ('family', 'arch'), SMALLEST, ids=lambda v: v if isinstance(v, str) else v.__name__
+)
+
+
+def random_backbone(family, arch, **options):
+    """In evaluation mode, with random statistics, gains, biases and layer scales: no part is near to doing nothing."""
+    generator = torch.Generator().manual_seed(0)
+    model = family(arch, **{'layer_scale_init_value': 1.0, **options}).eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith(('running_var', 'gamma')) or (tensor.ndim == 1 and name.endswith('weight')):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.25)
+        elif name.endswith(('running_mean', 'bias')):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def images(*size):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(got, expected):
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def assert_same(fused, model, x, bound=1e-4):
+    before = x.clone()
+    with torch.no_grad():
+        got, expected = fused(x), model(x)
+    assert torch.equal(x, before)
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert relative_error(a, b) < bound
+
+
+@every_arch
+def test_outputs_are_those_of_the_model(family, arch):
+    model = random_backbone(family, arch)
+    fused = fuse(model)
+    assert_same(fused, model, images(2, 3, 65, 97))
+    blocks = [block for stage in fused.stages for block in stage.blocks]
+    assert len(blocks) == sum(family.ARCHS[arch].depths)
+    assert all(isinstance(block, FusedBlock) for block in blocks)
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_every_arch_was_fused():
+    assert len(CASES) == 20
+
+
+@smallest_arch
+@pytest.mark.parametrize('size', [(1, 3, 32, 32), (1, 3, 200, 320), (3, 3, 33, 64)], ids=str)
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3)], ids=str)
+def test_any_size_and_any_outputs(family, arch, size, out_indices):
+    model = random_backbone(family, arch, out_indices=out_indices, out_norm=dict(type='BN'))
+    assert_same(fuse(model), model, images(*size))
+
+
+def test_returned_maps_are_not_changed_afterwards():
+    """Blocks work in place; a map that was handed out must not be the memory that the next stage works in."""
+    model = random_backbone(InceptionNeXt, 'atto')
+    fused = fuse(model)
+    with torch.no_grad():
+        first = fused(images(1, 3, 64, 64))
+        kept = [out.clone() for out in first]
+        fused(images(1, 3, 64, 64) + 1)
+    for out, copied in zip(first, kept, strict=True):
+        assert torch.equal(out, copied)
+    assert len({out.untyped_storage().data_ptr() for out in first}) == 4
+
+
+@smallest_arch
+@pytest.mark.parametrize('norm', [dict(type='LN'), dict(type='GN', num_groups=2), dict(type='SyncBN')], ids=str)
+def test_other_norms_inside_the_network(family, arch, norm):
+    model = random_backbone(family, arch, norm_cfg=norm)
+    assert_same(fuse(model), model, images(2, 3, 64, 64))
+
+
+@smallest_arch
+def test_the_model_is_not_changed(family, arch):
+    model = random_backbone(family, arch)
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse(model)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    owned = {p.data_ptr() for p in model.parameters()}
+    assert not owned & {p.data_ptr() for p in fused.parameters()}
+    assert not any(p.requires_grad for p in fused.parameters()) and not fused.training
+
+
+@smallest_arch
+def test_state_can_be_saved_and_loaded(family, arch, tmp_path):
+    fused = fuse(random_backbone(family, arch))
+    torch.save(fused.state_dict(), tmp_path / 'fused.pth')
+    fresh = fuse(family(arch, layer_scale_init_value=1.0).eval())
+    fresh.load_state_dict(torch.load(tmp_path / 'fused.pth', weights_only=True))
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        for got, expected in zip(fresh(x), fused(x), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match='training mode') as caught:
+        fuse(InceptionNeXt('atto'))
+    assert len(str(caught.value).split('\n')) == 2
+    model = nn.Sequential(InceptionNeXt('atto')).eval()
+    model[0].stages[1].train()
+    with pytest.raises(ValueError, match=r"'0\.stages\.1'"):
+        fuse(model)
+
+
+def test_backbones_inside_another_module_are_found():
+    inner = random_backbone(InceptionNeXt, 'atto', out_indices=(3,))
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = inner
+
+        def forward(self, x):
+            return self.backbone(x)
+
+    model = Wrapper().eval()
+    fused = fuse(model)
+    assert isinstance(fused.backbone.stages[0].blocks[0], FusedBlock)
+    assert_same(fused, model, images(1, 3, 64, 64))
+
+
+@smallest_arch
+def test_recorded_graphs_are_the_same_function(family, arch):
+    """Export and compilation see whole maps instead of rows, and nothing that works in place."""
+    fused = fuse(random_backbone(family, arch))
+    x = images(1, 3, 64, 96)
+    program = torch.export.export(fused, (x,))
+    with torch.no_grad():
+        for got, expected in zip(program.module()(x), fused(x), strict=True):
+            assert relative_error(got, expected) < 1e-5
+    assert 'addmm_' not in program.graph_module.code
+
+
+@smallest_arch
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
+def test_other_precisions(family, arch, dtype):
+    model = random_backbone(family, arch).to(dtype)
+    assert_same(fuse(model), model, images(1, 3, 64, 64).to(dtype), bound=1e-9 if dtype is torch.float64 else 0.1)
