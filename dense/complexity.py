@@ -15,7 +15,7 @@ The papers' conventions:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense.errors import UserError
-from dense.launch import load_config
+from dense.launch import PROJECT, load_config
 from dense.published import COCO, PUBLISHED, UPERNET
 from dense.screen import quiet_libraries
+from dense.text_table import plain
 
 BOX_REGIONS, MASK_REGIONS = 1000, 100
 PREPROCESSOR = 'data_preprocessor'
-DENSE_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head', 'head')
+MAP_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head')  # fed with all maps
 COCO_SCALE = (1333, 800)  # the longest sides of COCO's usual test size
 
 
@@ -75,6 +76,26 @@ class Complexity:
         """Multiply-accumulates of all parts."""
         return sum(part.macs for part in self.parts.values())
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return numbers and names for JSON, with the sums of all parts."""
+        return {**asdict(self), 'params': self.params, 'macs': self.macs}
+
+    def __str__(self) -> str:
+        return '\n'.join([f'{self.name} at {self.shape[0]}x{self.shape[1]}', *self._lines()])
+
+    def _lines(self) -> Iterator[str]:
+        rows = [[name, f'{part.params / 1e6:.2f}', f'{part.macs / 1e9:.2f}'] for name, part in self.parts.items()]
+        rows.append(['total', f'{self.params / 1e6:.2f}', f'{self.macs / 1e9:.2f}'])
+        row = PUBLISHED.get(self.name)
+        row = row if row is not None and row.shape == self.shape else None
+        if row is not None and (row.params or row.macs):
+            rows.append([f'published {row.source}', str(row.params or '-'), str(row.macs or '-')])
+        if row is not None and (row.derived_params or row.derived_macs):
+            rows.append(['from the published code', str(row.derived_params or '-'), str(row.derived_macs or '-')])
+        yield plain(rows, header=['part', 'parameters M', 'MACs G'])
+        if row is not None and row.undercount:
+            yield f'The published count {row.undercount}.'
+
 
 def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) -> Complexity:
     """Count the model of a config, on the meta device.
@@ -88,6 +109,20 @@ def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) ->
     """
     cfg = load_config(path)
     return count_model(build_on_meta(cfg), shape or usual_shape(cfg), name=Path(cfg.filename).stem)
+
+
+def leaves() -> list[Path]:
+    """Return the project's config files that can be run, by folder and name."""
+    return sorted(path for path in (PROJECT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+
+
+def overview(counts: Sequence[Complexity]) -> str:
+    """Return a line for each count, those of one image size below each other."""
+    lines = []
+    for shape in dict.fromkeys(count.shape for count in counts):
+        rows = [[c.name, f'{c.params / 1e6:.2f}', f'{c.macs / 1e9:.2f}'] for c in counts if c.shape == shape]
+        lines.append(plain(rows, header=[f'at {shape[0]}x{shape[1]}', 'params M', 'MACs G']))
+    return '\n\n'.join(lines)
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
@@ -175,10 +210,11 @@ def _num_params(module: nn.Module) -> int:
 
 def _heads(model: nn.Module, features: Any) -> Iterator[tuple[str, nn.Module, Any]]:
     """Yield name, module and input of every head; None for one that does not run."""
-    for part in DENSE_HEADS:
-        module = getattr(model, part, None)
-        if module is not None:
-            yield part, module, features
+    for part in MAP_HEADS:
+        if getattr(model, part, None) is not None:
+            yield part, getattr(model, part), features
+    if getattr(model, 'head', None) is not None:
+        yield 'head', model.head, features[-1]  # a classifier's
     if getattr(model, 'roi_head', None) is not None:
         yield from _region_heads(model.roi_head, features[0])
     if getattr(model, 'auxiliary_head', None) is not None:

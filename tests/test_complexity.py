@@ -1,15 +1,18 @@
 """Do parameters and multiply-accumulates of the configs agree with the papers?"""
 
+import json
 import math
+import re
+import runpy
 from decimal import Decimal
 
 import pytest
 import torch
 from counts import complexity_of
-from leaves import BY_NAME, EXPECTED, load
+from leaves import BY_NAME, CONFIGS, EXPECTED, load
 from torch import nn
 
-from dense.complexity import config_complexity, count_model, usual_shape
+from dense.complexity import Complexity, Cost, config_complexity, count_model, overview, usual_shape
 from dense.errors import UserError
 from dense.published import MACS_TOLERANCE, PARAMS_TOLERANCE, PUBLISHED, agrees
 
@@ -109,7 +112,7 @@ class Parts(nn.Module):
 
 def test_a_part_that_cannot_be_fed_is_an_error():
     model = Parts(backbone=nn.Conv2d(3, 4, 1), query_decoder=nn.Linear(2, 2))
-    with pytest.raises(UserError, match='6 of 22 parameters.*query_decoder'):
+    with pytest.raises(UserError, match=r'6 of 22 parameters.*query_decoder'):
         count_model(model, (8, 8))
 
 
@@ -135,3 +138,28 @@ def test_deformable_convolution_counts_as_a_plain_one():
 )
 def test_rounding_and_tolerance(count, figure, tolerance, expected):
     assert agrees(count, Decimal(figure), tolerance) is expected
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys):
+    name = 'upernet_inceptionnext-t_4xb4-160k_ade20k-512x512'
+    main = runpy.run_path(str(CONFIGS.parent / 'tools' / 'complexity.py'))['main']
+    out = tmp_path / 'counts.json'
+    assert main([str(BY_NAME[name]), '--shape', '64', '96', '--json', str(out)]) == 0
+    (written,) = json.loads(out.read_text())
+    assert written['shape'] == [64, 96] and written['params'] == complexity_of(name).params
+    shown = capsys.readouterr().out
+    assert f'{name} at 64x96' in shown and 'published' not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_printed_beside_the_published_figures():
+    shown = str(complexity_of('mask-rcnn_fasternet-s_fpn_1x_coco'))
+    assert re.search(r'published \[FN\] Table 4 +49.0 +258\n', shown)
+    assert 'from the published code' in shown and 'leaves out' in shown.splitlines()[-1]
+
+
+def test_overview_groups_by_image_size():
+    counts = [Complexity(name, shape, {'a': Cost(10**6, 10**9)}) for name, shape in (('x', (1, 2)), ('y', (3, 4)))]
+    groups = [group.splitlines() for group in overview([*counts, counts[0]]).split('\n\n')]
+    assert [[line.split()[0] for line in group] for group in groups] == [['at', 'x', 'x'], ['at', 'y']]
+    assert groups[0][1].split()[1:] == ['1.00', '1.00']
