@@ -1,5 +1,9 @@
-"""What every backbone of this package promises (:class:`DenseBackbone`)."""
+"""What every backbone of this package promises.
 
+:class:`DenseBackbone` is the promise, :class:`StagedBackbone` what the families with a stem and stages have in common.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, TypeVar
@@ -15,14 +19,15 @@ from backbones.weights import load_pretrained
 ArchT = TypeVar('ArchT')
 
 
-class DenseBackbone(BaseModule):
+class DenseBackbone(BaseModule, ABC):
     """A hierarchical network that returns the feature maps of its stages.
 
-    A subclass builds the parts and hands them over; everything else stands here, once for all families.
+    What holds for all stands here: output norms, freezing, initialisation, which keys of a checkpoint count. A subclass
+    builds the network, computes the maps (:meth:`forward_stages`) and knows which part lies where.
 
     Args:
-        stem: ``(N, in_channels, H, W) -> (N, C_0, H / 4, W / 4)`` or as the family has it.
-        stages: The stages up to the last of ``out_indices``; later ones would be parameters without a gradient.
+        parts: Name -> module: the network, up to the last stage of ``out_indices``; what lies behind it would be
+            parameters without a gradient.
         dims: Channels of every stage of the architecture.
         strides: Input pixels per output pixel of every stage of the architecture.
         out_indices: Stages whose maps are returned, ascending, 0 is the first.
@@ -30,9 +35,11 @@ class DenseBackbone(BaseModule):
         frozen_stages: -1 trains everything, 0 freezes the stem, k freezes the stem and the first k stages: their
             parameters get no gradient and their batch statistics stay.
         norm_eval: Keep every batch norm of the network (not of the outputs) in eval mode while training.
-        with_cp: Activation checkpointing: less memory for about a third more time.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file, a URL or a record's name
             (:data:`backbones.weights.WEIGHTS`).
+
+    Raises:
+        ValueError: ``frozen_stages`` or ``out_norm`` is out of its range.
     """
 
     ARCHS: ClassVar[Mapping[str, Any]] = {}
@@ -41,38 +48,35 @@ class DenseBackbone(BaseModule):
     def __init__(
         self,
         *,
-        stem: nn.Module,
-        stages: Sequence[Stage],
+        parts: Mapping[str, nn.Module],
         dims: Sequence[int],
         strides: Sequence[int],
         out_indices: tuple[int, ...],
         out_norm: Mapping[str, Any] | None,
         frozen_stages: int,
         norm_eval: bool,
-        with_cp: bool,
         init_cfg: Mapping[str, Any] | None,
     ) -> None:
         super().__init__(init_cfg=dict(init_cfg) if init_cfg else None)
-        if not -1 <= frozen_stages <= len(stages):
+        num_stages = out_indices[-1] + 1
+        if not -1 <= frozen_stages <= num_stages:
             raise ValueError(
-                f'frozen_stages={frozen_stages}, allowed are -1 to {len(stages)}.\n'
+                f'frozen_stages={frozen_stages}, allowed are -1 to {num_stages}.\n'
                 'Give -1 to train everything, 0 to freeze the stem, k to freeze the stem and the first k stages.'
             )
-        self.stem = stem
-        self.stages = nn.ModuleList(stages)
+        for name, part in parts.items():
+            self.add_module(name, part)
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self._part_names = tuple(parts)
         self._out_channels = tuple(dims[i] for i in out_indices)
         self._out_strides = tuple(strides[i] for i in out_indices)
         self._has_out_norm = out_norm is not None
         if out_norm is not None:
             for i in out_indices:
                 self.add_module(f'out_norm{i}', build_norm(out_norm, dims[i]))
-        for stage in stages:
-            stage.with_cp = with_cp
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+        self._freeze()
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -93,13 +97,10 @@ class DenseBackbone(BaseModule):
         Returns:
             One map ``(N, C_i, H // stride_i, W // stride_i)`` for each of ``out_indices``.
         """
-        outs = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.out_indices:
-                outs.append(self.get_submodule(f'out_norm{i}')(x) if self._has_out_norm else x)
-        return tuple(outs)
+        outs = self.forward_stages(x)
+        if not self._has_out_norm:
+            return outs
+        return tuple(self.get_submodule(f'out_norm{i}')(out) for i, out in zip(self.out_indices, outs, strict=True))
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
         """Switch between training and evaluation; frozen parts stay in evaluation mode. Returns self."""
@@ -108,9 +109,10 @@ class DenseBackbone(BaseModule):
             for module in self._frozen_modules():
                 module.eval()
             if self.norm_eval:
-                for module in (*self.stem.modules(), *self.stages.modules()):
-                    if isinstance(module, BATCH_NORMS):
-                        module.eval()
+                for name in self._part_names:
+                    for module in self.get_submodule(name).modules():
+                        if isinstance(module, BATCH_NORMS):
+                            module.eval()
         return self
 
     def init_weights(self) -> None:
@@ -133,11 +135,16 @@ class DenseBackbone(BaseModule):
             update_init_info(self, init_info=str(report))
         self._is_init = True
 
+    @abstractmethod
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, in_channels, H, W)`` -> the raw map ``(N, C_i, H_i, W_i)`` for each of ``out_indices``."""
+
+    @abstractmethod
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Tell how deep a parameter lies, for layer-wise learning-rate decay.
 
-        The stem has depth 0, the k-th block of the whole network depth k, a downsampling that of the first block of
-        its stage, an output norm the depth after the last block (as the heads).
+        The stem has depth 0, the k-th block of the whole network depth k, an output norm the depth after the last
+        block (as the heads).
 
         Args:
             param_name: Name of a parameter, as in ``named_parameters()`` of the model that holds the backbone.
@@ -149,24 +156,13 @@ class DenseBackbone(BaseModule):
         Raises:
             ValueError: The backbone has no such parameter.
         """
-        name = param_name.removeprefix(prefix)
-        depths = [len(stage.blocks) for stage in self.stages]
-        num_depths = sum(depths) + 2
-        top, *rest = name.split('.')
-        if top == 'stem':
-            return 0, num_depths
-        if top.startswith('out_norm'):
-            return num_depths - 1, num_depths
-        if top != 'stages' or len(rest) < 2:
-            raise ValueError(f'{param_name!r} is no parameter of {type(self).__name__}.\nCheck prefix={prefix!r}.')
-        first = 1 + sum(depths[: int(rest[0])])
-        return (first + int(rest[2]) if rest[1] == 'blocks' else first), num_depths
 
+    @abstractmethod
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Tell which stage a parameter belongs to, for stage-wise learning-rate decay.
 
-        The stem and all downsamplings have depth 0, the blocks of stage i depth ``i + 1``, an output norm the depth
-        after the last stage (as the heads).
+        The stem has depth 0, the blocks of stage i depth ``i + 1``, an output norm the depth after the last stage (as
+        the heads).
 
         Args:
             param_name: Name of a parameter, as in ``named_parameters()`` of the model that holds the backbone.
@@ -178,6 +174,114 @@ class DenseBackbone(BaseModule):
         Raises:
             ValueError: The backbone has no such parameter.
         """
+
+    @property
+    @abstractmethod
+    def input_layers(self) -> tuple[str, ...]:
+        """Names of the layers that take the image."""
+
+    @abstractmethod
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the keys of a published checkpoint to this backbone's names; nothing is changed in place."""
+
+    @abstractmethod
+    def leaves_out(self, name: str) -> bool:
+        """Tell whether a tensor of a converted checkpoint belongs to the network, but not to this backbone.
+
+        Such are the classifier, stages behind the last of ``out_indices``, and norms of other outputs.
+        """
+
+    def named_weights(self, source: str) -> Mapping[str, Tensor] | None:
+        """Fetch weights that this class knows under a name of its own; None if ``source`` is no such name."""
+        return None
+
+    @staticmethod
+    def families() -> 'tuple[type[StagedBackbone], ...]':
+        """Every family with a table of archs that was imported."""
+        return tuple(StagedBackbone.__subclasses__())
+
+    def _is_other_norm(self, name: str) -> bool:
+        return name.startswith('out_norm') and not hasattr(self, name)
+
+    def _freeze(self) -> None:
+        for parameter in self._frozen_parameters():
+            parameter.requires_grad_(False)
+
+    @abstractmethod
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        """Modules that are frozen with all that they hold."""
+
+    def _frozen_parameters(self) -> Iterable[nn.Parameter]:
+        return (parameter for module in self._frozen_modules() for parameter in module.parameters())
+
+
+class StagedBackbone(DenseBackbone):
+    """A backbone of a stem and stages of blocks: the module tree that all families of this package share.
+
+    Args:
+        stem: ``(N, in_channels, H, W) -> (N, C_0, H / 4, W / 4)`` or as the family has it.
+        stages: The stages up to the last of ``out_indices``.
+        with_cp: Activation checkpointing: less memory for about a third more time.
+        dims, strides, out_indices, out_norm, frozen_stages, norm_eval, init_cfg: See :class:`DenseBackbone`.
+    """
+
+    stem: nn.Module
+    stages: nn.ModuleList
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        dims: Sequence[int],
+        strides: Sequence[int],
+        out_indices: tuple[int, ...],
+        out_norm: Mapping[str, Any] | None,
+        frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__(
+            parts=dict(stem=stem, stages=nn.ModuleList(stages)),
+            dims=dims,
+            strides=strides,
+            out_indices=out_indices,
+            out_norm=out_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            init_cfg=init_cfg,
+        )
+        for stage in stages:
+            stage.with_cp = with_cp
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, in_channels, H, W)`` -> the raw map ``(N, C_i, H_i, W_i)`` for each of ``out_indices``."""
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """See :meth:`DenseBackbone.get_layer_depth`; a downsampling has the depth of its stage's first block."""
+        name = param_name.removeprefix(prefix)
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_depths = sum(depths) + 2
+        top, *rest = name.split('.')
+        if top == 'stem':
+            return 0, num_depths
+        if top.startswith('out_norm'):
+            return num_depths - 1, num_depths
+        if top != 'stages' or len(rest) < 2:
+            raise no_such_parameter(self, param_name, prefix)
+        first = 1 + sum(depths[: int(rest[0])])
+        return (first + int(rest[2]) if rest[1] == 'blocks' else first), num_depths
+
+    def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """See :meth:`DenseBackbone.get_stage_depth`; all downsamplings have depth 0, as the stem."""
         depth, num_depths = self.get_layer_depth(param_name, prefix)
         num_stages = len(self.stages)
         if depth == num_depths - 1:
@@ -191,10 +295,26 @@ class DenseBackbone(BaseModule):
         """Rename the keys of a published checkpoint to this class's names; pure, no tensor is changed."""
         return dict(state_dict)
 
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Names of the layers that take the image."""
+        return tuple(f'stem.{name}' for name, module in self.stem.named_modules() if isinstance(module, nn.Conv2d))[:1]
+
+    def leaves_out(self, name: str) -> bool:
+        """See :meth:`DenseBackbone.leaves_out`."""
+        top, *rest = name.split('.')
+        is_beyond = top == 'stages' and bool(rest) and rest[0].isdigit() and int(rest[0]) >= len(self.stages)
+        return is_beyond or self._is_other_norm(top) or name.startswith(self.CLASSIFIER_PREFIXES)
+
     def _frozen_modules(self) -> Iterable[nn.Module]:
         if self.frozen_stages < 0:
             return ()
         return (self.stem, *self.stages[: self.frozen_stages])
+
+
+def no_such_parameter(backbone: DenseBackbone, param_name: str, prefix: str) -> ValueError:
+    """The error for a name that is none of the backbone's parameters."""
+    return ValueError(f'{param_name!r} is no parameter of {type(backbone).__name__}.\nCheck prefix={prefix!r}.')
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, ArchT]) -> ArchT:

@@ -21,7 +21,7 @@ from mmengine.registry import MODELS
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
-from backbones.base import DenseBackbone, check_out_indices, drop_path_rates, resolve_arch
+from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
 from backbones.layers import Stage, build_norm
 
 
@@ -118,7 +118,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 @MODELS.register_module()
-class ConvNeXt(DenseBackbone):
+class ConvNeXt(StagedBackbone):
     """ConvNeXt that returns the maps of its stages, at strides 4, 8, 16 and 32.
 
     Args:
@@ -129,7 +129,7 @@ class ConvNeXt(DenseBackbone):
             have 1. Pretrained weights replace it. None or 0 leaves layer scale out.
         norm_cfg: Norm inside the network; published weights need the default, ``LN`` with eps 1e-6.
         out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg: See
-            :class:`backbones.base.DenseBackbone`.
+            :class:`backbones.base.StagedBackbone`.
 
     Raises:
         ValueError: An argument is out of its range; the message names it and what is allowed.

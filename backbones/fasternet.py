@@ -21,7 +21,7 @@ from mmengine.registry import MODELS
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from backbones.base import DenseBackbone, check_out_indices, drop_path_rates, resolve_arch
+from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
 from backbones.layers import Stage, build_norm
 
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {'GELU': nn.GELU, 'ReLU': nn.ReLU}
@@ -123,7 +123,7 @@ class FasterNetBlock(nn.Module):
 
 
 @MODELS.register_module()
-class FasterNet(DenseBackbone):
+class FasterNet(StagedBackbone):
     """FasterNet that returns the maps of its stages, at strides 4, 8, 16 and 32.
 
     Args:
@@ -133,7 +133,7 @@ class FasterNet(DenseBackbone):
         layer_scale_init_value: Initial layer scale. FasterNet as published has none: None or 0.
         norm_cfg: Norm inside the network; published weights need ``BN`` (or ``SyncBN``).
         out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg: See
-            :class:`backbones.base.DenseBackbone`.
+            :class:`backbones.base.StagedBackbone`.
 
     Raises:
         ValueError: An argument is out of its range; the message names it and what is allowed.
