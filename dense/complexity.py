@@ -129,7 +129,8 @@ def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model in evaluation mode, without memory for its parameters."""
     with quiet_libraries(), torch.device('meta'), _WithoutClamping():
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        return MODELS.build(cfg.model).eval()
+        # Some of mmcv's layers make their weights in a way that does not heed the device.
+        return MODELS.build(cfg.model).eval().to('meta')
 
 
 class _WithoutClamping(TorchFunctionMode):
