@@ -131,6 +131,8 @@ class CheckpointMatchHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Compare names and shapes."""
         model = getattr(runner.model, 'module', runner.model)
+        if hasattr(model, 'convert_checkpoint'):  # a classifier also takes its authors' files
+            checkpoint['state_dict'] = model.convert_checkpoint(checkpoint)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = checkpoint.get('state_dict', checkpoint)
         got = {name.removeprefix('module.'): tuple(getattr(tensor, 'shape', ())) for name, tensor in state.items()}

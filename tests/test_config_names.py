@@ -179,12 +179,14 @@ def test_size(name):
     said, cfg = parts_of(name), load(name)
     # Segmentation and classification name height x width of the crop; detection the largest side after resizing.
     size = (int(said['height']), int(said['width'])) if said['height'] else (1333, 800)
-    train, test = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset.pipeline
+    train, test = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
     if said['method'] in SEGMENTATION:
         assert [tuple(crop) for crop in find_all(train, 'crop_size')] == [size]
         assert tuple(cfg.model.data_preprocessor.size) == size
     elif said['method'] == 'classifier':
-        assert set(find_all(train, 'size')) | set(find_all(test, 'crop_size')) <= {size[0]}
+        assert find_all(cfg.val_dataloader, 'size') == [size[0]]
+        later = [hook.size for hook in cfg.get('custom_hooks', []) if hook.type == 'TrainSizeHook']
+        assert [*find_all(train, 'size'), *later][-1] == size[0]
     elif said['scales']:
         longest = [max(scale) for scale in find_all(test, 'scale')]
         assert longest == [size[0]]

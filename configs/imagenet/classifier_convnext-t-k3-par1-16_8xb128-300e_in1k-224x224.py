@@ -1,0 +1,5 @@
+_base_ = ['../_base_/imagenet_convnext_300e.py', '../_base_/backbones/convnext_tiny_k3_par1_16.py']
+model = dict(
+    backbone=dict(_base_.backbone, out_indices=[3], out_norm=None, init_cfg=None, drop_path_rate=0.1),
+    head=dict(in_channels=_base_.channels[3]),
+)
