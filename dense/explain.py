@@ -19,6 +19,7 @@ UNREGISTERED = re.compile(r'(?P<name>[\w.]+) is not in the (?P<scope>[\w.-]+)::(
 OWN_PACKAGES = ('backbones', 'dense')
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CUDA_OOM = 'OutOfMemoryError'
+ONE_VALUE = 'Expected more than 1 value per channel when training'
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
@@ -31,7 +32,7 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     for one in chain:
         if isinstance(one, UserError) and 'Traceback' not in one.cause:
             return one.cause, one.remedy
-    for reader in (_from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory):
+    for reader in (_from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory, _one_value):
         for one in chain:
             found = reader(one)
             if found is not None:
@@ -138,6 +139,15 @@ def _memory(error: BaseException) -> tuple[str, str] | None:
     return (
         f'out of GPU memory: {first_line}',
         'reduce train_dataloader.batch_size or the image size, or train with --amp',
+    )
+
+
+def _one_value(error: BaseException) -> tuple[str, str] | None:
+    if not (isinstance(error, ValueError) and str(error).startswith(ONE_VALUE)):
+        return None
+    return (
+        'a batch norm got one value per channel and cannot norm it: a batch of one image was pooled to 1 x 1',
+        'raise train_dataloader.batch_size, or use group norms: see "Small batches" in configs/README.md',
     )
 
 
