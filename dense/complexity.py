@@ -29,13 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dense.errors import UserError
 from dense.launch import PROJECT, load_config
+from dense.parts import run_parts
 from dense.published import COCO, PUBLISHED, UPERNET
 from dense.screen import quiet_libraries
 from dense.text_table import plain
 
-BOX_REGIONS, MASK_REGIONS = 1000, 100
 PREPROCESSOR = 'data_preprocessor'
-MAP_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head')  # fed with all maps
 COCO_SCALE = (1333, 800)  # the longest sides of COCO's usual test size
 
 
@@ -182,60 +181,30 @@ def count_model(model: nn.Module, shape: tuple[int, int], *, in_channels: int = 
         UserError: A part of the model is not of a kind that can be fed.
     """
     image = torch.empty(1, in_channels, *shape, device=next(model.parameters()).device)
-    if not hasattr(model, 'backbone'):
-        return Complexity(name, shape, {'model': _count(model, image)[0]})
-    parts = {}
-    features: Any = image
-    for part in ('backbone', 'neck'):
-        if getattr(model, part, None) is not None:
-            parts[part], features = _count(getattr(model, part), features)
-    for part, module, inputs in _heads(model, features):
-        # An auxiliary head does not run after training.
-        parts[part] = Cost(_num_params(module), 0) if inputs is None else _count(module, inputs)[0]
+    parts: dict[str, Cost] = {}
+
+    def count(part: str, module: nn.Module, given: Any) -> Any:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            output = module(given)
+        parts[part] = Cost(_num_params(module), counter.get_total_flops() // 2)
+        return output
+
+    with torch.no_grad():
+        run_parts(model, image, call=count, pool=_empty_regions)
+    if getattr(model, 'auxiliary_head', None) is not None:
+        parts['auxiliary_head'] = Cost(_num_params(model.auxiliary_head), 0)  # does not run after training
     _check_all_counted(model, sum(part.params for part in parts.values()))
     return Complexity(name, shape, parts)
 
 
-@torch.no_grad()
-def _count(module: nn.Module, inputs: Any) -> tuple[Cost, Any]:
-    """Run a part; return its cost and its output."""
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with counter:
-        output = module(inputs)
-    return Cost(_num_params(module), counter.get_total_flops() // 2), output
+def _empty_regions(extractor: Any, features: tuple[torch.Tensor, ...], num_regions: int) -> torch.Tensor:
+    """Return room for the features of regions; RoIAlign itself counts nothing."""
+    size = _pair(extractor.roi_layers[0].output_size)
+    return features[0].new_empty(num_regions, extractor.out_channels, *size)
 
 
 def _num_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _heads(model: nn.Module, features: Any) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Yield name, module and input of every head; None for one that does not run."""
-    for part in MAP_HEADS:
-        if getattr(model, part, None) is not None:
-            yield part, getattr(model, part), features
-    if getattr(model, 'head', None) is not None:
-        yield 'head', model.head, features[-1]  # a classifier's
-    if getattr(model, 'roi_head', None) is not None:
-        yield from _region_heads(model.roi_head, features[0])
-    if getattr(model, 'auxiliary_head', None) is not None:
-        yield 'auxiliary_head', model.auxiliary_head, None
-
-
-def _region_heads(roi_head: nn.Module, feature: torch.Tensor) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    for kind, num_regions in (('bbox', BOX_REGIONS), ('mask', MASK_REGIONS)):
-        heads = _listed(getattr(roi_head, f'{kind}_head', None))
-        extractors = _listed(getattr(roi_head, f'{kind}_roi_extractor', None))
-        for i, (head, extractor) in enumerate(zip(heads, extractors, strict=True)):
-            height, width = _pair(extractor.roi_layers[0].output_size)
-            regions = feature.new_empty(num_regions, extractor.out_channels, height, width)
-            yield f'{kind}_head' + (f'{i}' if len(heads) > 1 else ''), head, regions
-
-
-def _listed(modules: Any) -> list[Any]:
-    if modules is None:
-        return []
-    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
 
 
 def _check_all_counted(model: nn.Module, counted: int) -> None:
