@@ -3,5 +3,6 @@
 from backbones.convnext import ConvNeXt
 from backbones.fasternet import FasterNet
 from backbones.inceptionnext import InceptionNeXt
+from backbones.timm_backbone import TimmBackbone
 
-__all__ = ['ConvNeXt', 'FasterNet', 'InceptionNeXt']
+__all__ = ['ConvNeXt', 'FasterNet', 'InceptionNeXt', 'TimmBackbone']

@@ -353,6 +353,16 @@ def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int,
     return indices
 
 
+def check_drop_path_rate(drop_path_rate: float) -> None:
+    """Check that a probability of dropping a residual branch lies in [0, 1).
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f'drop_path_rate={drop_path_rate}, allowed are 0 to below 1.\nGive a probability.')
+
+
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Spread stochastic depth linearly over all blocks, from 0 at the first to ``drop_path_rate`` at the last.
 
@@ -366,8 +376,7 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
     Raises:
         ValueError: The rate lies outside [0, 1).
     """
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f'drop_path_rate={drop_path_rate}, allowed are 0 to below 1.\nGive a probability.')
+    check_drop_path_rate(drop_path_rate)
     # On the CPU also where the model is built on the meta device, which holds no numbers.
     rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu')
     return [stage.tolist() for stage in rates.split(list(depths))]

@@ -92,3 +92,35 @@ def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, num_batches_tracked in kept:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+
+
+def keep_statistics_in_recomputation(module: nn.Module, is_recomputation: Callable[[], bool]) -> None:
+    """Make the batch norms of a network that checkpoints by itself count each batch once.
+
+    Args:
+        module: Changed in place.
+        is_recomputation: Tells, while a norm runs, whether this is the backward pass's repetition.
+    """
+    for norm in module.modules():
+        if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
+            guard = _StatisticsGuard(is_recomputation)
+            norm.register_forward_pre_hook(guard.before)
+            norm.register_forward_hook(guard.after, always_call=True)  # a recomputation ends by an exception
+
+
+class _StatisticsGuard:
+    """Hooks around one batch norm that keep its statistics while it is recomputed."""
+
+    def __init__(self, is_recomputation: Callable[[], bool]) -> None:
+        self._is_recomputation = is_recomputation
+        self._kept: list[AbstractContextManager] = []
+
+    def before(self, norm: nn.Module, args: Any) -> None:
+        if self._is_recomputation():
+            context = _running_statistics_kept(norm)
+            context.__enter__()
+            self._kept.append(context)
+
+    def after(self, norm: nn.Module, args: Any, output: Any) -> None:
+        while self._kept:
+            self._kept.pop().__exit__(None, None, None)

@@ -1,0 +1,343 @@
+"""Any network of timm that gives features, with the promises of :class:`backbones.base.DenseBackbone`.
+
+timm (https://github.com/huggingface/pytorch-image-models, Apache-2.0) holds several hundred networks. They are built
+and run by timm's own code; what stands here makes detectors and segmentors able to rely on them: strict local weights,
+output norms, freezing, layer depths, and no parameter that lies behind the last map and so would get no gradient.
+
+Shapes: N batch, C channels, H and W height and width.
+"""
+
+import difflib
+import inspect
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import timm
+import torch
+from mmengine.registry import MODELS
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from backbones.base import DenseBackbone, check_drop_path_rate, check_out_indices, no_such_parameter
+from backbones.layers import keep_statistics_in_recomputation
+from backbones.serialization import CheckpointError
+
+# Options of timm's constructors that have an argument of their own here, or would change what is promised.
+_RESERVED = {
+    'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'features_only',
+    'out_indices', 'feature_cls', 'in_chans', 'num_classes', 'drop_path_rate',
+}  # fmt: skip
+_BUILD_ERRORS = (TypeError, AssertionError, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A map that a timm network gives.
+
+    Attributes:
+        channels: C.
+        stride: Input pixels per output pixel.
+        module: Name of the module that computes it; the modules before it, in timm's order, lead to it.
+    """
+
+    channels: int
+    stride: int
+    module: str
+
+
+@MODELS.register_module()
+class TimmBackbone(DenseBackbone):
+    """A timm network that returns the maps of its stages.
+
+    A stage is what timm counts as a feature, in its order. For most networks stage 0 has stride 4, but ResNets,
+    RegNets, EfficientNets and MobileNets begin with one of stride 2, and every block of a plain vision transformer is a
+    stage: read ``out_strides``, which is true for all. Odd sizes are rounded as the network rounds them.
+
+    Vision transformers have one image size unless told otherwise: ``timm_options=dict(img_size=(512, 512))``, or
+    ``dict(dynamic_img_size=True)`` (ViT) and ``dict(strict_img_size=False)`` (Swin) for images of any size.
+    HRNet and CrossViT keep parts that a subset of their maps does not need; train such a subset on several GPUs with
+    ``find_unused_parameters=True``.
+
+    Args:
+        arch: timm's name, with or without the tag of its weights (``'convnext_tiny.fb_in22k'``).
+        in_channels: Channels of the images, at least 1.
+        out_indices: Stages whose maps are returned, ascending, 0 is the first; None takes the last four.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1), spread as timm spreads it for this network.
+        timm_options: More arguments for timm's constructor of this network, for example ``dict(drop_rate=0.1)``.
+        with_cp: Activation checkpointing where timm offers it for this network.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file or URL of weights in timm's layout or one that
+            timm converts. ``checkpoint='timm'`` has timm download the weights that it publishes for ``arch``; nothing
+            is downloaded without it.
+        out_norm, frozen_stages, norm_eval: See :class:`backbones.base.DenseBackbone`.
+
+    Raises:
+        ValueError: timm has no such network, it gives no features, or an argument is out of its range.
+    """
+
+    CLASSIFIER_PREFIXES: ClassVar[tuple[str, ...]] = ()  # which names are the classifier's, timm's full model tells
+    body: nn.Module
+
+    def __init__(
+        self,
+        arch: str = 'tf_efficientnet_lite0',
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        out_norm: Mapping[str, Any] | None = None,
+        drop_path_rate: float = 0.0,
+        timm_options: Mapping[str, Any] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = _checked_options(arch, in_channels, drop_path_rate, timm_options)
+        body = _build(arch, dict(options, num_classes=0))
+        features = _features_of(body, arch)
+        if out_indices is None:
+            out_indices = range(max(0, len(features) - 4), len(features))
+        indices = check_out_indices(out_indices, len(features))
+        # Indices among the maps that are left, which are the same ones unless timm drops maps before the first.
+        take = tuple(body.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True))
+        stages = _stages_of_modules(body, [feature.module for feature in features[: indices[-1] + 1]])
+        if frozen_stages >= 0 and stages is None:
+            raise ValueError(
+                f'frozen_stages={frozen_stages}, but timm does not say which modules of {arch!r} make up its stages.\n'
+                'Leave frozen_stages at -1 for this network.'
+            )
+        self._stages = stages  # plain data: nn.Module takes it before its own constructor ran
+        self._options = options
+        self._take = take
+        self._whole_names: frozenset[str] | None = None
+        self.arch = arch
+        super().__init__(
+            parts=dict(body=body),
+            dims=[feature.channels for feature in features],
+            strides=[feature.stride for feature in features],
+            out_indices=indices,
+            out_norm=out_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            init_cfg=init_cfg,
+        )
+        self._in_forward = False
+        if with_cp:
+            _checkpoint_activations(body, arch)
+            keep_statistics_in_recomputation(body, is_recomputation=self._is_recomputation)
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(N, in_channels, H, W)`` -> the raw map ``(N, C_i, H_i, W_i)`` for each of ``out_indices``."""
+        self._in_forward = True
+        try:
+            return tuple(
+                self.body.forward_intermediates(x, indices=list(self._take), output_fmt='NCHW', intermediates_only=True)
+            )
+        finally:
+            self._in_forward = False
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """See :meth:`DenseBackbone.get_layer_depth`; timm's own groups of layers, or stages where it has none."""
+        if not hasattr(self.body, 'group_matcher'):
+            return self.get_stage_depth(param_name, prefix)
+        depths = group_parameters(self.body, self.body.group_matcher(), reverse=True)
+        return self._depth(param_name, prefix, depths, 1 + max(depths.values()))
+
+    def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """See :meth:`DenseBackbone.get_stage_depth`; a downsampling belongs to the stage that it leads to."""
+        if self._stages is None:
+            raise ValueError(
+                f'timm does not say which modules of {self.arch!r} make up its stages.\nUse layer-wise decay instead.'
+            )
+        depths = {name: self._stage_of_parameter(name) for name, _ in self.body.named_parameters()}
+        return self._depth(param_name, prefix, depths, self.out_indices[-1] + 2)
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Names of the layers that take the image."""
+        names = self.body.pretrained_cfg.get('first_conv') or ()
+        return tuple(f'body.{name}' for name in ((names,) if isinstance(names, str) else names))
+
+    def named_weights(self, source: str) -> Mapping[str, Tensor] | None:
+        """The weights that timm publishes for this network, if ``source`` is ``'timm'``; they are downloaded.
+
+        Raises:
+            CheckpointError: timm publishes none, or they cannot be had.
+        """
+        if source != 'timm':
+            return None
+        try:
+            return timm.create_model(self.arch, pretrained=True, **self._options).state_dict()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f'timm cannot get its weights of {self.arch!r}: {_first_line(error)}.\n'
+                'Check the connection and the name, or give a file (.pth, .safetensors) as checkpoint.'
+            ) from error
+
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a checkpoint to this backbone's names.
+
+        Args:
+            state_dict: In the layout of this class, of timm's full model, or in one that timm's own conversion for this
+                network reads. It is not changed.
+
+        Returns:
+            Tensors by names that begin with ``body.`` or ``out_norm``; what fits nothing keeps its name behind them.
+        """
+        own = self.state_dict().keys()
+        if any(key in own for key in state_dict):
+            return dict(state_dict)
+        whole = self._build_whole()
+        own_names = {key.removeprefix('body.') for key in own if key.startswith('body.')}
+        candidates = [dict(state_dict), *_converted_by_timm(state_dict, whole)]
+        best = min(candidates, key=lambda state: _num_differences(state.keys(), own_names, whole.state_dict().keys()))
+        return {f'body.{key}': value for key, value in best.items()}
+
+    def leaves_out(self, name: str) -> bool:
+        """See :meth:`DenseBackbone.leaves_out`."""
+        if name in self._own_names():
+            return False
+        if self._is_other_norm(name.split('.')[0]):
+            return True
+        if self._whole_names is None:
+            self._whole_names = frozenset(f'body.{key}' for key in self._build_whole().state_dict())
+        return name in self._whole_names
+
+    def _own_names(self) -> set[str]:
+        parameters, buffers = self.named_parameters(), self.named_buffers()
+        return {name for name, _ in (*parameters, *buffers)}
+
+    def _build_whole(self) -> nn.Module:
+        """timm's model with classifier and all stages; only its names and shapes count, so it takes no memory."""
+        with torch.device('meta'):
+            return _build(self.arch, self._options)
+
+    def _depth(self, param_name: str, prefix: str, depths: Mapping[str, int], depth_of_heads: int) -> tuple[int, int]:
+        name = param_name.removeprefix(prefix)
+        top, _, rest = name.partition('.')
+        if top == 'body' and rest in depths:
+            return depths[rest], depth_of_heads + 1
+        if top.startswith('out_norm'):
+            return depth_of_heads, depth_of_heads + 1
+        raise no_such_parameter(self, param_name, prefix)
+
+    def _stage_of_parameter(self, name: str) -> int:
+        owner = name.rpartition('.')[0]
+        # What stands in no module (position and class embeddings) is added to the stem's output.
+        return self._stages[owner] if self._stages and owner else 0
+
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        stages = self._stages or {}
+        return [self.body.get_submodule(name) for name, i in stages.items() if name and i <= self.frozen_stages]
+
+    def _frozen_parameters(self) -> Iterable[nn.Parameter]:
+        named = self.body.named_parameters()
+        return [parameter for name, parameter in named if self._stage_of_parameter(name) <= self.frozen_stages]
+
+    def _is_recomputation(self) -> bool:
+        return not self._in_forward
+
+
+def _checked_options(
+    arch: str, in_channels: int, drop_path_rate: float, timm_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    options = dict(timm_options or {})
+    reserved = sorted(_RESERVED & set(options))
+    if reserved:
+        raise ValueError(
+            f'timm_options has {", ".join(reserved)}, which are not left to timm.\n'
+            'Use in_channels, out_indices, drop_path_rate and init_cfg; a backbone has no classifier.'
+        )
+    name = arch.split('.')[0]
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(
+            f'timm {timm.__version__} has no network {arch!r}; near to it are {", ".join(close) or "none"}.\n'
+            'Name one of timm.list_models().'
+        )
+    check_drop_path_rate(drop_path_rate)
+    if drop_path_rate > 0:
+        options['drop_path_rate'] = drop_path_rate
+    return dict(options, in_chans=in_channels)
+
+
+def _build(arch: str, options: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(arch, pretrained=False, **options)
+    except _BUILD_ERRORS as error:
+        raise ValueError(
+            f'timm cannot build {arch!r} with {dict(options)}: {_first_line(error)}.\n'
+            'Check in_channels, drop_path_rate and timm_options; not every network has every option.'
+        ) from error
+
+
+def _features_of(body: nn.Module, arch: str) -> list[Feature]:
+    rows: Any = getattr(body, 'feature_info', None)
+    needed = ('forward_intermediates', 'prune_intermediate_layers')
+    if not rows or not all(hasattr(body, method) for method in needed):
+        raise ValueError(
+            f"timm's network {arch!r} gives no features (feature_info, {', '.join(needed)}).\n"
+            'Choose one that does; all families that timm 1.0.31 ships do.'
+        )
+    return [Feature(row['num_chs'], row['reduction'], row['module']) for row in getattr(rows, 'info', rows)]
+
+
+def _stages_of_modules(body: nn.Module, last_modules: Sequence[str]) -> dict[str, int] | None:
+    """Number the modules: 0 for the stem, i + 1 for what leads from map i - 1 to map i.
+
+    timm's networks register their modules in the order in which they run.
+
+    Args:
+        body: The network.
+        last_modules: For each map the module that computes it.
+
+    Returns:
+        Module name -> number, of a module with children the highest of them; None if a module of the list is missing.
+    """
+    last_inside: dict[str, int] = {}  # position of the last module in each module
+    for position, (name, _) in enumerate(body.named_modules()):
+        parts = name.split('.')
+        last_inside.update({'.'.join(parts[: i + 1]): position for i in range(len(parts))})
+    if not set(last_modules) <= set(last_inside):
+        return None
+    start = next(i for i, (name, _) in enumerate(body.named_modules()) if name == last_modules[0])
+    ends = list(accumulate((last_inside[name] for name in last_modules), max))
+    return {
+        name: 0 if position < start else 1 + min(bisect_left(ends, position), len(ends) - 1)
+        for name, position in last_inside.items()
+    }
+
+
+def _checkpoint_activations(body: Any, arch: str) -> None:
+    try:
+        body.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f'with_cp=True, but timm has no activation checkpointing for {arch!r}.\n'
+            'Leave with_cp at False, or choose another network.'
+        ) from error
+
+
+def _converted_by_timm(state_dict: Mapping[str, Tensor], whole: nn.Module) -> list[dict[str, Tensor]]:
+    """What timm's conversion for this family makes of a checkpoint; empty if timm has none or it cannot read it."""
+    # By timm's convention it stands beside the network's class.
+    convert = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
+    if convert is None:
+        return []
+    num_arguments = sum(p.default is p.empty for p in inspect.signature(convert).parameters.values())
+    try:
+        return [dict(convert(dict(state_dict), *([whole] if num_arguments > 1 else [])))]
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError):
+        return []  # a checkpoint of another network: comparing the names as they are tells which
+
+
+def _num_differences(names: Iterable[str], own: set[str], whole: Iterable[str]) -> int:
+    names = set(names)
+    return len(own - names) + len(names - set(whole))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__
