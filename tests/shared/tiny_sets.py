@@ -74,8 +74,11 @@ def _shrink_pipeline(node: Any) -> None:
         for item in node:
             _shrink_pipeline(item)
     elif isinstance(node, dict):
-        for key in {'scale', 'crop_size'} & set(node):
-            node[key] = (WIDTH, HEIGHT) if key == 'scale' else (HEIGHT, HEIGHT)
+        for key in {'scale', 'scales', 'crop_size'} & set(node):
+            small = (HEIGHT, HEIGHT) if key == 'crop_size' else (WIDTH, HEIGHT)
+            node[key] = (
+                [small] * len(node[key]) if isinstance(node[key], list) else small
+            )  # one, or several to choose from
         for value in list(node.values()):
             _shrink_pipeline(value)
 
