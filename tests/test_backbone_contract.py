@@ -1,5 +1,6 @@
 """Does every arch of every family keep the promises of ``DenseBackbone``?"""
 
+from functools import lru_cache
 from itertools import combinations
 
 import pytest
@@ -7,13 +8,13 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from backbones import ConvNeXt, InceptionNeXt
+from backbones import ConvNeXt, FasterNet, InceptionNeXt
 from backbones.base import DenseBackbone
 
 # Family -> number of published archs; a family is tested by standing here.
-FAMILIES = {InceptionNeXt: 4, ConvNeXt: 10}
+FAMILIES = {InceptionNeXt: 4, FasterNet: 6, ConvNeXt: 10}
 CASES = [(family, arch) for family in FAMILIES for arch in family.ARCHS]
-SMALLEST = [(InceptionNeXt, 'atto'), (ConvNeXt, 'tiny_k3_par1_16')]
+SMALLEST = [(InceptionNeXt, 'atto'), (FasterNet, 't0'), (ConvNeXt, 'tiny_k3_par1_16')]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 every_arch = pytest.mark.parametrize(('family', 'arch'), CASES, ids=lambda v: v if isinstance(v, str) else v.__name__)
@@ -23,7 +24,7 @@ smallest_arch = pytest.mark.parametrize(
 
 
 def test_every_published_arch_is_covered():
-    assert len(CASES) == sum(FAMILIES.values()) == 14
+    assert len(CASES) == sum(FAMILIES.values()) == 20
     assert {family for family, _ in SMALLEST} == set(FAMILIES)
 
 
@@ -38,10 +39,16 @@ def test_one_class_serves_every_openmmlab_project(family, arch):
     assert isinstance(built, DenseBackbone)
 
 
-@every_arch
+@lru_cache(maxsize=1)
+def in_evaluation(family, arch) -> DenseBackbone:
+    """Built once for consecutive tests, which must not change it."""
+    return family(arch).eval()
+
+
 @pytest.mark.parametrize('size', [(64, 64), (65, 97), (32, 33)], ids=str)
+@every_arch
 def test_maps_have_the_promised_shapes(family, arch, size):
-    model = family(arch).eval()
+    model = in_evaluation(family, arch)
     with torch.no_grad():
         outs = model(images(*size, batch=1))
     assert isinstance(outs, tuple)
@@ -169,7 +176,8 @@ def test_images_may_have_other_than_three_channels(family, arch, in_channels):
 
 @every_arch
 def test_layer_depth_grows_with_the_network(family, arch):
-    model = family(arch, out_norm=dict(type='BN'))
+    with torch.device('meta'):
+        model = family(arch, out_norm=dict(type='BN'))
     num_blocks = sum(model.ARCHS[arch].depths)
     depths = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
     assert {total for _, total in depths.values()} == {num_blocks + 2}
@@ -182,10 +190,11 @@ def test_layer_depth_grows_with_the_network(family, arch):
 
 @every_arch
 def test_drop_path_grows_linearly_over_all_blocks(family, arch):
-    model = family(arch, drop_path_rate=0.3)
+    with torch.device('meta'):
+        model = family(arch, drop_path_rate=0.3)
+        partial = family(arch, drop_path_rate=0.3, out_indices=(0,))
     rates = [getattr(block.drop_path, 'drop_prob', 0.0) for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))], abs=1e-6)
-    partial = family(arch, drop_path_rate=0.3, out_indices=(0,))
     shorter = [getattr(block.drop_path, 'drop_prob', 0.0) for block in partial.stages[0].blocks]
     assert shorter == rates[: len(shorter)]
 
