@@ -82,7 +82,7 @@ def load_config(
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise UserError(
                 f'{path} does not say for how many images per step its learning rate is meant',
-                'set auto_scale_lr.base_batch_size in the config, or start without --auto-scale-lr',
+                'add --cfg-options "auto_scale_lr={\'base_batch_size\': NUMBER}", or start without --auto-scale-lr',
             )
         cfg.auto_scale_lr.enable = True
     if load_from is not None:
