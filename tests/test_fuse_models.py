@@ -1,0 +1,57 @@
+"""Does a fused detector or segmentor predict what the unfused one does?"""
+
+import pytest
+import torch
+from leaves import BY_NAME
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from tiny_sets import reduce
+from torch import nn
+
+from backbones.fuse import fuse
+from backbones.fused import FusedBlock
+
+MODELS_TO_FUSE = [
+    'mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160',
+    'upernet_inceptionnext-a_450i_mini-128x128',
+    'mask-rcnn_fasternet-t0_fpn_1x_coco',
+    'semantic-fpn_fasternet-t0_8xb4-40k_ade20k-512x512',
+]
+
+
+def build(name):
+    cfg = Config.fromfile(BY_NAME[name])
+    reduce(cfg)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    generator = torch.Generator().manual_seed(0)
+    for key, tensor in model.state_dict().items():
+        if key.endswith('running_var'):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif key.endswith('running_mean'):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize('name', MODELS_TO_FUSE)
+def test_raw_outputs_agree(name):
+    model = build(name)
+    fused = fuse(model)
+    blocks = [m for m in fused.modules() if isinstance(m, FusedBlock)]
+    assert len(blocks) == sum(len(stage.blocks) for stage in model.backbone.stages)
+    in_heads = [key for key, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d) and 'out_norm' not in key]
+    assert not in_heads
+    x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features, expected_features = (m.extract_feat(x) for m in (fused, model))
+        if getattr(model, 'with_decode_head', False):
+            features += (fused.decode_head(features),)
+            expected_features += (model.decode_head(expected_features),)
+    assert len(features) == len(expected_features) >= 4
+    for got, expected in zip(features, expected_features, strict=True):
+        assert ((got - expected).norm() / expected.norm()).item() < 1e-4
+
+
+def test_number_of_models():
+    assert len(MODELS_TO_FUSE) == 4
