@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
-from backbones.layers import Stage, build_norm
+from backbones.layers import Stage, build_norm, init_layer
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class ConvNeXt(StagedBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self.apply(_init_weights)
+        self.apply(init_layer)
 
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,11 +249,3 @@ def _build_conv_dw(dim: int, kernel: int, conv_ratio: float) -> nn.Module:
     if conv_ratio < 1:
         return PartialDWConv(dim, kernel, conv_ratio)
     return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
-
-
-def _init_weights(module: nn.Module) -> None:
-    # Appendix A of ConvNeXt: truncated normal of std 0.02, zero biases; norms keep ones and zeros.
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

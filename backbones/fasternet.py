@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
-from backbones.layers import Stage, build_norm
+from backbones.layers import Stage, build_norm, init_layer
 
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {'GELU': nn.GELU, 'ReLU': nn.ReLU}
 
@@ -181,7 +181,7 @@ class FasterNet(StagedBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self.apply(_init_weights)
+        self.apply(init_layer)
 
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,9 +254,3 @@ def _build_stage(
         for drop_path in drop_paths
     ]
     return Stage(downsample, blocks)
-
-
-def _init_weights(module: nn.Module) -> None:
-    # As the released code: truncated normal of std 0.02; norms keep ones and zeros. No convolution has a bias.
-    if isinstance(module, nn.Conv2d):
-        trunc_normal_(module.weight, std=0.02)

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
-from backbones.layers import Stage, build_norm
+from backbones.layers import Stage, build_norm, init_layer
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class InceptionNeXt(StagedBackbone):
             with_cp=with_cp,
             init_cfg=init_cfg,
         )
-        self.apply(_init_weights)
+        self.apply(init_layer)
 
 
 def _build_stage(
@@ -228,11 +228,3 @@ def _build_stage(
         for drop_path in drop_paths
     ]
     return Stage(downsample, blocks)
-
-
-def _init_weights(module: nn.Module) -> None:
-    # Appendix A.1: truncated normal of std 0.02, zero biases; norms keep ones and zeros.
-    if isinstance(module, nn.Conv2d):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,6 +47,18 @@ def build_norm(norm_cfg: Mapping[str, Any], num_channels: int) -> nn.Module:
     for parameter in norm.parameters():
         parameter.requires_grad_(requires_grad)
     return norm
+
+
+def init_layer(module: nn.Module) -> None:
+    """Initialise a convolution or linear layer as all three papers do; other modules stay as they are.
+
+    Weights are drawn from a truncated normal of standard deviation 0.02, biases are 0. On the meta device there is
+    nothing to draw, and drawing nothing takes ten times as long as building the network.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class Stage(nn.Module):
