@@ -36,7 +36,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper; ``optimizer.lr`` is needed.
         paramwise_cfg: ``decay_rate`` in (0, 1], ``decay_type`` (``'layer_wise'`` by default), ``num_layers`` (a third
-            of the number of blocks, rounded up, by default).
+            of the number of blocks, rounded up, by default; at least the number of stages if ``stage_wise``).
 
     Raises:
         UserError: A key is unknown or missing, or a value is out of its range.
@@ -86,13 +86,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         backbone = _backbone_of(model)
         name, _ = next(backbone.named_parameters())
         num_blocks = backbone.get_layer_depth(name)[1] - 2
-        num_layers = self.paramwise_cfg.get('num_layers') or math.ceil(num_blocks / 3)
         is_stage_wise = self.paramwise_cfg.get('decay_type') == 'stage_wise'
-        num_stages = backbone.get_stage_depth(name)[1] - 2
-        if is_stage_wise and num_layers < num_stages:
+        least = backbone.get_stage_depth(name)[1] - 2 if is_stage_wise else 1
+        num_layers = self.paramwise_cfg.get('num_layers') or max(math.ceil(num_blocks / 3), least)
+        if num_layers < least:
             raise UserError(
-                f'num_layers={num_layers} is less than the {num_stages} stages of {type(backbone).__name__}',
-                f'set optim_wrapper.paramwise_cfg.num_layers to {num_stages} or more, or leave it out',
+                f'num_layers={num_layers} is less than the {least} stages of {type(backbone).__name__}',
+                f'set optim_wrapper.paramwise_cfg.num_layers to {least} or more, or leave it out',
             )
 
         def layer_of(name: str) -> int:

@@ -166,15 +166,18 @@ def test_vectors_and_biases_are_not_decayed(family, arch):
     assert {0, WEIGHT_DECAY} == set(decays.values())
 
 
-def test_a_backbone_of_timm_has_rates_too():
+@pytest.mark.parametrize(('decay_type', 'num_layers'), [('layer_wise', 3), ('stage_wise', 5)])
+def test_a_backbone_of_timm_has_rates_too(decay_type, num_layers):
+    """ResNet-18: eight blocks make three layers; stage-wise it has five levels, which are more."""
     with torch.device('meta'):
-        backbone = backbones.TimmBackbone('resnet18', out_norm=dict(type='BN'))
-    model = Model(backbone)
-    for decay_type in ('layer_wise', 'stage_wise'):
-        factors = factors_of(model, build(model, decay_rate=0.9, decay_type=decay_type, num_layers=4))
-        assert set(factors) == {name for name, _ in model.named_parameters()}
-        assert min(factors.values()) == pytest.approx(0.9**5) and factors['head.weight'] == 1
-        assert len({round(factor, 9) for factor in factors.values()}) == 6
+        model = Model(backbones.TimmBackbone('resnet18', out_norm=dict(type='BN')))
+    factors = factors_of(model, build(model, decay_rate=0.9, decay_type=decay_type))
+    assert set(factors) == {name for name, _ in model.named_parameters()}
+    assert factors['backbone.body.conv1.weight'] == min(factors.values()) == pytest.approx(0.9 ** (num_layers + 1))
+    blocks = [value for name, value in factors.items() if re.match(r'backbone\.body\.layer', name)]
+    assert blocks == sorted(blocks) and max(blocks) == pytest.approx(0.9)
+    outer = [value for name, value in factors.items() if name.startswith(('backbone.out_norm', 'head.'))]
+    assert outer == [1.0] * (2 * 4 + 2)
 
 
 def test_frozen_parameters_are_left_out():
@@ -219,7 +222,6 @@ def test_schedules_keep_the_factors_and_the_log_shows_the_full_rate():
     model = make_model()
     wrapper = build(model, decay_rate=0.9)
     before = settings_of(model, wrapper)
-    wrapper.step()  # without gradients it changes nothing; PyTorch wants it before a scheduler's
     scheduler = PARAM_SCHEDULERS.build(
         dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=10), default_args=dict(optimizer=wrapper)
     )
@@ -227,6 +229,7 @@ def test_schedules_keep_the_factors_and_the_log_shows_the_full_rate():
     assert {name: factor for name, (factor, _) in after.items()} == pytest.approx(
         {name: factor for name, (factor, _) in before.items()}
     )
+    wrapper.step()  # without gradients it changes nothing; PyTorch wants it before the scheduler's
     scheduler.step()
     assert wrapper.get_lr()['lr'][0] == wrapper.get_lr()['base_lr'][0] == pytest.approx(LR * (0.5 + 0.5 / 9))
 
