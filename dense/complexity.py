@@ -24,7 +24,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense.errors import UserError
@@ -126,21 +125,10 @@ def overview(counts: Sequence[Complexity]) -> str:
 
 def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model in evaluation mode, without memory for its parameters."""
-    with quiet_libraries(), torch.device('meta'), _WithoutClamping():
+    with quiet_libraries(), torch.device('meta'):
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         # Some of mmcv's layers make their weights in a way that does not heed the device.
         return MODELS.build(cfg.model).eval().to('meta')
-
-
-class _WithoutClamping(TorchFunctionMode):
-    """Leave meta tensors, which hold no values, unclamped: half of the time to build a network goes there."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.Tensor.clamp_ and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def usual_shape(cfg: Config) -> tuple[int, int]:

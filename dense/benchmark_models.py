@@ -1,0 +1,166 @@
+"""What the benchmark times: a model's name as it is typed, built with images and a step of inference or training.
+
+Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
+archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
+(:mod:`backbones.fuse`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import backbones
+from backbones.fuse import fuse
+from dense.complexity import FORMULAS, usual_shape
+from dense.errors import UserError, did_you_mean
+from dense.launch import load_config
+from dense.parts import run_parts
+from dense.samples import SAMPLES, random_regions
+from dense.screen import quiet_libraries
+
+FUSED = '+fused'
+IMAGENET = (3, 224, 224)
+_PATTERN = re.compile(r'(?P<family>[\w.]+):(?P<arch>[\w.-]+)')
+
+
+@dataclass
+class Subject:
+    """A model that can be timed.
+
+    Attributes:
+        name: As typed.
+        model: On the device, in the mode that is timed.
+        shape: Channels, height and width of its images.
+        run: Model and images (N, C, H, W) -> anything; the inference that is timed.
+        loss: Model and images (N, C, H, W) -> scalar; for training.
+        is_fused: Whether it was rewritten for inference.
+        flops: FLOPs of a step for one image, two for each multiply-accumulate; a training step counts its backward
+            pass, too.
+    """
+
+    name: str
+    model: nn.Module
+    shape: tuple[int, int, int]
+    run: Callable[[nn.Module, Tensor], Any]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    is_fused: bool = False
+    flops: float = 0.0
+
+    def images(self, batch: int) -> Tensor:
+        """Return random images, always the same, of shape (batch, C, H, W) on the model's device."""
+        images = torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
+        return images.to(next(self.model.parameters()).device)
+
+
+def build_subject(
+    name: str, *, train: bool, device: torch.device, shape: tuple[int, int, int] | None = None, seed: int = 0
+) -> Subject:
+    """Build a model from its name, with random weights, and count its FLOPs.
+
+    Args:
+        name: See the module.
+        train: Time training instead of inference.
+        device: Where it runs.
+        shape: Channels, height and width of its images; by default 3x224x224 for a backbone, and what publications
+            use for a config's model.
+        seed: Of the weights.
+
+    Raises:
+        UserError: The name is not understood, or it asks for training a fused model.
+    """
+    plain = name.removesuffix(FUSED)
+    if plain != name and train:
+        raise UserError(f'{name} cannot be trained: a fused model has no gradients', f'give {plain}, or --mode infer')
+    torch.manual_seed(seed)
+    with quiet_libraries():
+        subject = _from_config(plain, shape) if plain.endswith('.py') else _from_name(plain, shape or IMAGENET)
+        subject.name = name
+        subject.model.to(device).train(train)
+        subject.flops = _count_flops(subject, train)
+        if plain != name:
+            subject.model, subject.is_fused = fuse(subject.model), True
+    return subject
+
+
+def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f'cannot read the model {name!r}', 'write Class:arch, timm:name or a config file, for example timm:resnet50'
+        )
+    if match['family'] == 'timm':
+        return Subject(name, _timm_model(match['arch'], shape[0]), shape, _timm_features, _timm_loss)
+    return Subject(name, _backbone(match['family'], match['arch'], shape[0]), shape, _call, _backbone_loss)
+
+
+def _timm_model(name: str, channels: int) -> nn.Module:
+    if not timm.is_model(name):
+        raise UserError(f'timm has no model {name!r}', did_you_mean(name, timm.list_models()))
+    return timm.create_model(name, in_chans=channels)
+
+
+def _backbone(family: str, arch: str, channels: int) -> nn.Module:
+    layer: Any = MODELS.get(family)
+    archs = getattr(layer, 'ARCHS', {})
+    if not archs:
+        known = [known for known in backbones.__all__ if getattr(backbones, known).ARCHS]
+        raise UserError(f'unknown family of backbones {family!r}', did_you_mean(family, [*known, 'timm']))
+    if arch not in archs:
+        raise UserError(f'{family} has no arch {arch!r}', did_you_mean(arch, archs))
+    return layer(arch, in_channels=channels, out_indices=(len(archs[arch].dims) - 1,))
+
+
+def _call(model: nn.Module, images: Tensor) -> Any:
+    return model(images)
+
+
+def _backbone_loss(model: nn.Module, images: Tensor) -> Tensor:
+    (features,) = model(images)
+    return features.square().mean()
+
+
+def _timm_features(model: Any, images: Tensor) -> Any:
+    return model.forward_features(images)  # the whole network without its classifier
+
+
+def _timm_loss(model: Any, images: Tensor) -> Tensor:
+    return model.forward_features(images).square().mean()
+
+
+def _from_config(path: str, shape: tuple[int, int, int] | None) -> Subject:
+    cfg = load_config(path)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    make_samples = SAMPLES[cfg.get('default_scope', 'mmengine')]
+
+    def loss(model: Any, images: Tensor) -> Tensor:
+        return model.parse_losses(model(images, make_samples(model, images), mode='loss'))[0]
+
+    model = MODELS.build(cfg.model)
+    return Subject(path, revert_sync_batchnorm(model), shape or (3, *usual_shape(cfg)), _run_parts, loss)
+
+
+def _run_parts(model: nn.Module, images: Tensor) -> None:
+    def pool(extractor: Any, features: tuple[Tensor, ...], num_regions: int) -> Tensor:
+        return extractor(features[: extractor.num_inputs], random_regions(num_regions, images))
+
+    run_parts(model, images, call=lambda part, module, given: module(given), pool=pool)
+
+
+def _count_flops(subject: Subject, train: bool) -> float:
+    # Two images, because batch norms that train need more than one value.
+    images = subject.images(2)
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.set_grad_enabled(train):
+        if train:
+            subject.loss(subject.model, images).backward()
+        else:
+            subject.run(subject.model, images)
+    subject.model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / len(images)

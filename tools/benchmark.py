@@ -1,0 +1,88 @@
+"""Measure how fast models train or infer, side by side: python tools/benchmark.py MODEL [MODEL ...] [options]."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import common
+
+EPILOG = """\
+MODEL is one of
+  InceptionNeXt:tiny       class and arch of a backbone, without a classifier
+  timm:resnet50            a model of timm, without its classifier
+  configs/.../NAME.py      a whole detector, segmentor or classifier
+and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused.
+
+The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
+On a CPU: tools/benchmark.py InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
+              --shape 8 3 224 224 --warmup 2 --iters 5
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, measure, print, and write.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit status.
+    """
+    parser = common.parser('benchmark.py', 'Measure how fast models train or infer, side by side.', EPILOG)
+    parser.add_argument('models', nargs='+', metavar='MODEL', help='see below; they take turns')
+    parser.add_argument('--baseline', metavar='MODEL', help='print how many times faster the others are than this one')
+    parser.add_argument('--mode', choices=('infer', 'train', 'latency'), default='infer', help='default: infer')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=4,
+        metavar=('N', 'C', 'H', 'W'),
+        help='images of a step (default: 128 3 224 224; for a config 1, or 2 in training, of the usual size). '
+        'N is halved until it fits into memory',
+    )
+    parser.add_argument('--layout', choices=('both', 'first', 'last'), default='both', help='channels (default: both)')
+    parser.add_argument(
+        '--warmup', type=int, metavar='STEPS', help="default: 10, as the papers' (50: latency on a GPU)"
+    )
+    parser.add_argument('--iters', type=int, metavar='STEPS', help='timed in a turn (default: 40; 200 for latency)')
+    parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='of every model (default: 3)')
+    parser.add_argument('--threads', type=int, help="of the CPU (default: PyTorch's choice; 1 for latency)")
+    parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
+    parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')
+    parser.add_argument('--out', metavar='FILE', help='write the result, as .json or .md')
+    args = common.parse(parser, argv)
+    for name in ('warmup', 'iters', 'repeats', 'threads', 'shape'):
+        value = getattr(args, name)
+        if value is not None and min(value if name == 'shape' else [value]) < (name != 'warmup'):
+            parser.error(f'--{name} must be positive')
+    return common.run(lambda: _benchmark(args), args)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from dense.benchmark import Protocol, benchmark
+    from dense.benchmark_report import as_text, check_out, write
+
+    if args.out:
+        check_out(args.out)
+    protocol = Protocol(
+        mode=args.mode,
+        warmup=args.warmup,
+        iters=args.iters,
+        repeats=args.repeats,
+        batch=args.shape[0] if args.shape else None,
+        shape=tuple(args.shape[1:]) if args.shape else None,
+        layouts=('first', 'last') if args.layout == 'both' else (args.layout,),
+        threads=args.threads,
+        device=args.device,
+        tf32=not args.no_tf32,
+    )
+    result = benchmark(args.models, protocol, baseline=args.baseline)
+    print(as_text(result))
+    if args.out:
+        write(result, args.out)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
