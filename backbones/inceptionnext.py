@@ -8,11 +8,20 @@ Two places where the paper's text and its published weights disagree; the weight
 - The mixer's channels are ordered (identity, square, width, height); Algorithm 1 prints the identity last.
 - Atto's second stage has 80 channels; Table 3 prints 90.
 
+The rows of the ablation (Table 8) and of the isotropic model (Table 5) are arguments; their code was never released.
+Inferred are:
+- A branch that is left out gives its channels to the identity.
+- Bands in sequence are the vertical one after the horizontal one on one band's share of the channels: as many
+  parameters, and about the speed that Table 8 prints, as side by side.
+- The isotropic S (22 M parameters, 4.2 G MACs) has ConvNeXt's isotropic form, a 16 x 16 patch embedding and 18 blocks
+  of 384 channels at stride 16, with MLP ratio 4 and tiny's mixer: 21.6 M here, 22.0 M with a linear classifier.
+  ``InceptionNeXt(dict(dims=(384,), depths=(18,), mlp_ratios=(4,), patch_size=16), out_indices=(0,))``.
+
 Shapes: N batch, C channels, H and W height and width of a map.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +31,9 @@ from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
 from backbones.layers import Stage, build_norm, init_layer
+
+# Branch -> name of its convolution in checkpoints, in the order of the channels.
+_CONVS: Mapping[str, str] = {'square': 'dwconv_hw', 'horizontal': 'dwconv_w', 'vertical': 'dwconv_h'}
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,10 @@ class InceptionNeXtArch:
         mlp_ratios: Width of the MLP over the channels, for each stage.
         band_kernel: Length of the 1 x k and k x 1 depthwise kernels, odd.
         square_kernel: Side of the square depthwise kernel, odd.
-        branch_ratio: Share of the channels that each of the three convolution branches takes, in (0, 1/3].
+        branch_ratio: Share of the channels that each convolution branch takes, in (0, 1 / number of branches].
+        branches: Which of ``square``, ``horizontal`` (1 x k) and ``vertical`` (k x 1) there are, at least one.
+        sequential_bands: The vertical band follows the horizontal one on the same channels: one branch for both.
+        patch_size: Side and stride of the first convolution.
     """
 
     dims: tuple[int, ...]
@@ -43,6 +58,9 @@ class InceptionNeXtArch:
     band_kernel: int = 11
     square_kernel: int = 3
     branch_ratio: float = 1 / 8
+    branches: tuple[str, ...] = ('square', 'horizontal', 'vertical')
+    sequential_bands: bool = False
+    patch_size: int = 4
 
     def __post_init__(self) -> None:
         if not len(self.dims) == len(self.depths) == len(self.mlp_ratios):
@@ -50,10 +68,35 @@ class InceptionNeXtArch:
                 f'dims={self.dims}, depths={self.depths} and mlp_ratios={self.mlp_ratios} differ in length.\n'
                 'Give one value for each stage in all three.'
             )
-        if not 0 < self.branch_ratio <= 1 / 3:
+        for name in ('band_kernel', 'square_kernel'):
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise ValueError(
+                    f'{name}={getattr(self, name)}, allowed are odd numbers from 1.\n'
+                    'An even kernel would shift and resize the map.'
+                )
+        if not self.branches or len(set(self.branches) & set(_CONVS)) != len(self.branches):
             raise ValueError(
-                f'branch_ratio={self.branch_ratio}, allowed is (0, 1/3].\nThree branches share the channels.'
+                f'branches={self.branches}, allowed are {", ".join(_CONVS)}, each once.\nName at least one of them.'
             )
+        if self.sequential_bands and not {'horizontal', 'vertical'} <= set(self.branches):
+            raise ValueError(
+                f'sequential_bands with branches={self.branches}, needed are both horizontal and vertical.\n'
+                'Name both, or leave sequential_bands out.'
+            )
+        num_shares = len(self.groups)
+        if not (0 < self.branch_ratio <= 1 / num_shares and int(min(self.dims) * self.branch_ratio) > 0):
+            raise ValueError(
+                f'branch_ratio={self.branch_ratio} with dims={self.dims}, allowed is (0, 1/{num_shares}].\n'
+                f'The branches share the channels; each needs at least one of every stage.'
+            )
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the convolutions that see each share of the channels, one after the other."""
+        convs = tuple(conv for branch, conv in _CONVS.items() if branch in self.branches)
+        if not self.sequential_bands:
+            return tuple((conv,) for conv in convs)
+        return (*((conv,) for conv in convs[:-2]), convs[-2:])
 
 
 class InceptionDWConv(nn.Module):
@@ -61,24 +104,33 @@ class InceptionDWConv(nn.Module):
 
     Args:
         dim: Channels C.
-        square_kernel: Side of the square kernel.
-        band_kernel: Length k of the band kernels.
-        branch_ratio: Share of the channels for each convolution.
+        row: Kernels, branches and their share of the channels.
     """
 
-    def __init__(self, dim: int, square_kernel: int, band_kernel: int, branch_ratio: float) -> None:
+    def __init__(self, dim: int, row: InceptionNeXtArch) -> None:
         super().__init__()
-        width = int(dim * branch_ratio)
-        square, band = square_kernel // 2, band_kernel // 2
-        self.dwconv_hw = nn.Conv2d(width, width, square_kernel, padding=square, groups=width)
-        self.dwconv_w = nn.Conv2d(width, width, (1, band_kernel), padding=(0, band), groups=width)
-        self.dwconv_h = nn.Conv2d(width, width, (band_kernel, 1), padding=(band, 0), groups=width)
-        self.split_sizes = (dim - 3 * width, width, width, width)
+        width = int(dim * row.branch_ratio)
+        kernels = {
+            'dwconv_hw': (row.square_kernel, row.square_kernel),
+            'dwconv_w': (1, row.band_kernel),
+            'dwconv_h': (row.band_kernel, 1),
+        }
+        for name in (name for group in row.groups for name in group):
+            height, length = kernels[name]
+            conv = nn.Conv2d(width, width, (height, length), padding=(height // 2, length // 2), groups=width)
+            self.add_module(name, conv)
+        self.groups = row.groups
+        self.split_sizes = (dim - len(row.groups) * width, *(width for _ in row.groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        identity, hw, w, h = torch.split(x, self.split_sizes, dim=1)
-        return torch.cat((identity, self.dwconv_hw(hw), self.dwconv_w(w), self.dwconv_h(h)), dim=1)
+        identity, *shares = torch.split(x, self.split_sizes, dim=1)
+        return torch.cat((identity, *(self._convolve(*pair) for pair in zip(shares, self.groups, strict=True))), dim=1)
+
+    def _convolve(self, share: Tensor, names: tuple[str, ...]) -> Tensor:
+        for name in names:
+            share = getattr(self, name)(share)
+        return share
 
 
 class ConvMlp(nn.Module):
@@ -146,8 +198,14 @@ class MetaNeXtBlock(nn.Module):
 class InceptionNeXt(StagedBackbone):
     """InceptionNeXt that returns the maps of its stages, at strides 4, 8, 16 and 32.
 
+    The rows of Table 8 are ``InceptionNeXt('tiny', band_kernel=7)``, ``branch_ratio=1 / 16``,
+    ``branches=('square', 'vertical')``, ``sequential_bands=True``, ``norm_cfg=dict(type='LN')``.
+
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`InceptionNeXtArch`.
+        band_kernel, branch_ratio, branches, sequential_bands: Instead of the arch's, see
+            :class:`InceptionNeXtArch`; None keeps the arch's. Published weights fit the archs as they are; with
+            ``sequential_bands`` they fit, too, by name and shape, but were not trained for it.
         in_channels: Channels of the images, at least 1.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
         layer_scale_init_value: Initial layer scale; the published value is 1e-6. None or 0 leaves layer scale out.
@@ -172,6 +230,10 @@ class InceptionNeXt(StagedBackbone):
         self,
         arch: str | Mapping[str, Any] = 'tiny',
         *,
+        band_kernel: int | None = None,
+        branch_ratio: float | None = None,
+        branches: Sequence[str] | None = None,
+        sequential_bands: bool | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: Mapping[str, Any] | None = None,
@@ -183,17 +245,25 @@ class InceptionNeXt(StagedBackbone):
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
+        changes: dict[str, Any] = dict(
+            band_kernel=band_kernel,
+            branch_ratio=branch_ratio,
+            branches=None if branches is None else tuple(branches),
+            sequential_bands=sequential_bands,
+        )
         row = resolve_arch(arch, self.ARCHS)
+        row = replace(row, **{field: value for field, value in changes.items() if value is not None})
         indices = check_out_indices(out_indices, len(row.dims))
         rates = drop_path_rates(drop_path_rate, row.depths)
         norm_cfg = norm_cfg or dict(type='BN')
         super().__init__(
             stem=nn.Sequential(
-                nn.Conv2d(in_channels, row.dims[0], kernel_size=4, stride=4), build_norm(norm_cfg, row.dims[0])
+                nn.Conv2d(in_channels, row.dims[0], kernel_size=row.patch_size, stride=row.patch_size),
+                build_norm(norm_cfg, row.dims[0]),
             ),
             stages=[_build_stage(row, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
             dims=row.dims,
-            strides=[4 * 2**i for i in range(len(row.dims))],
+            strides=[row.patch_size * 2**i for i in range(len(row.dims))],
             out_indices=indices,
             out_norm=out_norm,
             frozen_stages=frozen_stages,
@@ -218,7 +288,7 @@ def _build_stage(
         downsample = nn.Sequential(build_norm(norm_cfg, previous), nn.Conv2d(previous, dim, kernel_size=2, stride=2))
     blocks = [
         MetaNeXtBlock(
-            token_mixer=InceptionDWConv(dim, row.square_kernel, row.band_kernel, row.branch_ratio),
+            token_mixer=InceptionDWConv(dim, row),
             norm=build_norm(norm_cfg, dim),
             mlp=ConvMlp(dim, int(row.mlp_ratios[index] * dim)),
             dim=dim,

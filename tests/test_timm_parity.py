@@ -121,3 +121,21 @@ def test_the_mixer_is_identity_square_width_height():
         response = mixer(x)[0]
     spread = [(int((row.amax(1) > 0).sum()), int((row.amax(0) > 0).sum())) for row in response]
     assert spread == [(1, 1)] * 10 + [(3, 3)] * 10 + [(1, 9)] * 10 + [(9, 1)] * 10
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('arch', FasterNet.ARCHS)
+def test_the_partial_convolution_sees_the_first_quarter_and_keeps_its_input(arch, training):
+    """Written from the definition: the convolution's answer must never end up in the shortcut."""
+    block = FasterNet(arch, out_indices=(0,)).stages[0].blocks[0].train(training)
+    dim = FasterNet.ARCHS[arch].dims[0]
+    x = torch.randn(2, dim, 9, 11, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    with torch.no_grad():
+        mixed = block.spatial_mixing(x)
+        expected = nn.functional.conv2d(before[:, : dim // 4], block.spatial_mixing.partial_conv3.weight, padding=1)
+        block(x)
+    assert torch.equal(x, before)
+    assert torch.equal(mixed[:, dim // 4 :], before[:, dim // 4 :])
+    torch.testing.assert_close(mixed[:, : dim // 4], expected)
+    assert mixed.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
