@@ -13,14 +13,24 @@ from numpy.typing import NDArray
 
 from dense.data.classes import class_palette
 from dense.errors import UserError
-from dense.report import IGNORED, Objects, Picture, compare_labels, compare_objects, contact_sheet, save_picture
+from dense.report import (
+    IGNORED,
+    Objects,
+    Picture,
+    compare_class,
+    compare_labels,
+    compare_objects,
+    contact_sheet,
+    save_picture,
+)
 
 
 @HOOKS.register_module()
 class PictureHook(Hook):
     """Save one picture per test image, and a sheet of the first ones as ``sheet.png``.
 
-    Works for whatever puts instances or label maps into its samples, as mmdet's and mmseg's models do.
+    Works for whatever puts instances or label maps into its samples, as mmdet's and mmseg's models do, or classes, as
+    our classifier does.
 
     Args:
         out_dir: Folder for the pictures; made where it is missing.
@@ -47,7 +57,7 @@ class PictureHook(Hook):
             if self.max_pictures is not None and self._number >= self.max_pictures:
                 return
             picture = compare_sample(sample, runner.test_dataloader.dataset.metainfo, min_score=self.min_score)
-            save_picture(picture, self.out_dir / f'{Path(sample.img_path).stem}.png')
+            save_picture(picture, self.out_dir / f'{_name(sample)}.png')
             self._number += 1
             # Images without an object say little on a sheet.
             if len(self._sheet) < self.sheet_size and len(getattr(sample, 'gt_instances', [0])):
@@ -61,10 +71,11 @@ class PictureHook(Hook):
 
 
 def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 0.5) -> Picture:
-    """Draw a tested sample of mmdet or mmseg: input, truth, prediction.
+    """Draw a tested sample of mmdet, mmseg or our classifier: input, truth, prediction.
 
     Args:
-        sample: A data sample with ``pred_instances`` or ``pred_sem_seg`` and the truth in the image's own size.
+        sample: A data sample with ``pred_instances`` or ``pred_sem_seg`` and the truth in the image's own size, or
+            with ``pred_label``.
         metainfo: Of the data set: ``classes``, and ``palette`` if it has one.
         min_score: Predicted objects with a lower score are left out.
 
@@ -78,6 +89,9 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
     colors = metainfo.get('palette') or class_palette(len(names))
     palette = [(int(red), int(green), int(blue)) for red, green, blue in colors]
     title = Path(sample.img_path).name
+    if 'pred_label' in sample:
+        score = float(sample.pred_scores.max())
+        return compare_class(picture, sample.gt_label, sample.pred_label, score, names=names, title=title)
     if 'pred_sem_seg' in sample:
         truth, prediction = label_maps(sample)
         return compare_labels(picture, truth, prediction, names=names, palette=palette, title=title)
@@ -90,6 +104,12 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
         title=title,
         min_score=min_score,
     )
+
+
+def _name(sample: Any) -> str:
+    path = Path(sample.img_path)
+    # Images of several classes' folders may have one name.
+    return f'{path.parent.name}-{path.stem}' if 'pred_label' in sample else path.stem
 
 
 def objects_of(instances: Any) -> Objects:

@@ -25,6 +25,7 @@ IGNORED = 255
 _GAP = 8
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _IGNORED_COLOR = (60, 60, 60)
+_RIGHT, _WRONG = (46, 160, 67), (207, 34, 46)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,24 @@ def compare_labels(
     if not counted.all():
         legend.append(('does not count', _IGNORED_COLOR))
     return _page(panels, ['input', 'truth', f'prediction: {right:.0%} of pixels right'], title, legend)
+
+
+def compare_class(
+    image: Picture, truth: int, prediction: int, score: float, *, names: Sequence[str], title: str = ''
+) -> Picture:
+    """Draw an image over its true class and the predicted one, which is marked green where it is right, else red.
+
+    Args:
+        image: RGB, (H, W, 3).
+        truth: True class.
+        prediction: Predicted class.
+        score: Its probability, 0..1.
+        names: Name of each class.
+        title: Heading of the picture, for example the file name.
+    """
+    verdict = _RIGHT if truth == prediction else _WRONG
+    legend = [(f'truth: {names[truth]}', _RIGHT), (f'prediction: {names[prediction]} {score:.0%}', verdict)]
+    return _page([_zoomed(image)], ['input'], title, legend)
 
 
 def draw_objects(
