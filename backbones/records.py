@@ -14,7 +14,7 @@ class PublishedWeights:
         url: The authors' file.
         hub_id: The same weights as timm publishes them on the Hugging Face hub; None if it does not.
         num_params: Parameters of the whole classifier.
-        top1: ImageNet-1K validation accuracy in percent, as published.
+        top1: ImageNet-1K validation accuracy in percent, as published; None if it was not.
         resolution: Side of the square crop that ``top1`` was measured at, in pixels.
         recipe: How they were trained.
         licence: SPDX name; ``NOASSERTION`` where the authors' repository has no licence.
@@ -26,7 +26,7 @@ class PublishedWeights:
     url: str
     hub_id: str | None
     num_params: int
-    top1: float
+    top1: float | None
     resolution: int
     recipe: str
     licence: str
@@ -66,6 +66,39 @@ def _fasternet(arch: str, epoch: int, val_acc: str, num_params: int, top1: float
     )
 
 
+def _convnext(arch: str, num_params: int, top1: float | None, *, has_ema: bool) -> PublishedWeights:
+    # Accuracies: Table 1 of arXiv:2201.03545. They are those of the moving averages (EMA), which timm offers, too; the
+    # authors' detectors and segmentors start from the last weights themselves, whose accuracy was not published.
+    return PublishedWeights(
+        family='ConvNeXt',
+        arch=arch,
+        url=f'https://dl.fbaipublicfiles.com/convnext/convnext_{arch}_1k_224{"_ema" if has_ema else ""}.pth',
+        hub_id=f'timm/convnext_{arch}.fb_in1k' if has_ema else None,
+        num_params=num_params,
+        top1=top1,
+        resolution=224,
+        recipe=f'ImageNet-1K, 300 epochs, AdamW, batch 4096, lr 4e-3{", EMA 0.9999" if has_ema else ""} (Table 5)',
+        licence='MIT',
+    )
+
+
+def _convnext_variant(arch: str, num_params: int, top1: float) -> PublishedWeights:
+    # Accuracies: Table 1 of arXiv:2303.16900v3. The authors' text and their code give different names of the file.
+    releases = 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
+    return PublishedWeights(
+        family='ConvNeXt',
+        arch=arch,
+        url=f'{releases}convnext_{arch}.pth',
+        hub_id=None,
+        num_params=num_params,
+        top1=top1,
+        resolution=224,
+        recipe='as ConvNeXt-T: ImageNet-1K, 300 epochs, AdamW, batch 4096, lr 4e-3, EMA 0.9999',
+        licence='Apache-2.0',
+        mirrors=(f'{releases}convnext_{arch}_1k_224_ema.pth',),
+    )
+
+
 _ATTO = 'ImageNet-1K, 450 epochs, AdamW, batch 1280, lr 1e-3 (Table 9)'
 _LARGER = 'ImageNet-1K, 300 epochs, AdamW, batch 4096, lr 4e-3 (Table 9)'
 _AT_384 = 'inceptionnext_base, fine-tuned for 30 epochs at 384, batch 1024, lr 5e-5 (Table 9)'
@@ -84,4 +117,17 @@ WEIGHTS: Mapping[str, PublishedWeights] = {
     'fasternet_s': _fasternet('s', 299, '81.2840', 31_181_032, 81.3, _T0_TO_S),
     'fasternet_m': _fasternet('m', 291, '82.9620', 53_521_464, 83.0, _M_AND_L),
     'fasternet_l': _fasternet('l', 299, '83.5060', 93_465_192, 83.5, _M_AND_L),
+    'convnext_tiny': _convnext('tiny', 28_589_128, 82.1, has_ema=True),
+    'convnext_small': _convnext('small', 50_223_688, 83.1, has_ema=True),
+    'convnext_base': _convnext('base', 88_591_464, 83.8, has_ema=True),
+    'convnext_tiny_noema': _convnext('tiny', 28_589_128, None, has_ema=False),
+    'convnext_small_noema': _convnext('small', 50_223_688, None, has_ema=False),
+    'convnext_base_noema': _convnext('base', 88_591_464, None, has_ema=False),
+    'convnext_tiny_k5': _convnext_variant('tiny_k5', 28_430_152, 82.0),
+    'convnext_tiny_k3': _convnext_variant('tiny_k3', 28_324_168, 81.5),
+    'convnext_tiny_k3_par1_2': _convnext_variant('tiny_k3_par1_2', 28_291_048, 81.4),
+    'convnext_tiny_k3_par3_8': _convnext_variant('tiny_k3_par3_8', 28_282_768, 81.4),
+    'convnext_tiny_k3_par1_4': _convnext_variant('tiny_k3_par1_4', 28_274_488, 81.3),
+    'convnext_tiny_k3_par1_8': _convnext_variant('tiny_k3_par1_8', 28_266_208, 80.8),
+    'convnext_tiny_k3_par1_16': _convnext_variant('tiny_k3_par1_16', 28_262_068, 80.1),
 }
