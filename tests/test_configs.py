@@ -28,7 +28,6 @@ OF_EACH_RECIPE = [
     'upernet_inceptionnext-a_4xb4-160k_ade20k-512x512',
     'upernet_inceptionnext-a_400i_own-256x256',
     'upernet_inceptionnext-a_450i_mini-128x128',
-    'upernet_convnext-t_4xb4-amp-160k_ade20k-512x512',
     'upernet_r50_4xb4-160k_ade20k-512x512',
     'semantic-fpn_fasternet-t0_8xb4-40k_ade20k-512x512',
 ]
@@ -100,6 +99,7 @@ def test_every_leaf_builds(name):
 def test_single_scale_and_multi_scale_testing(name, data, tmp_path):
     cfg = load_config(BY_NAME[name], data_root=data / 'ade20k', work_dir=tmp_path)
     reduce(cfg)
+    cfg.optim_wrapper.type = 'OptimWrapper'  # a CPU takes long for mixed precision
     train(cfg)
     for tta in (False, True):
         metrics = evaluate(cfg, tmp_path / 'iter_1.pth', tta=tta)

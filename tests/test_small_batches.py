@@ -32,6 +32,7 @@ def train_on_one_image(name, root, work_dir, options):
     cfg = load_config(BY_NAME[name], data_root=root, work_dir=work_dir, options=options)
     reduce(cfg)
     cfg.train_dataloader.batch_size = 1
+    cfg.optim_wrapper.type = 'OptimWrapper'  # a CPU takes long for mixed precision
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
     cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=1)
     runner = train(cfg)
