@@ -1,5 +1,6 @@
 """The leaf configs: which have to exist, how their names are read, and what several suites ask of them."""
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -107,7 +108,7 @@ def build_on_meta(name: str) -> nn.Module:
     cfg = load(name)
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
-        return MODELS.build(cfg.model)
+        return MODELS.build(copy.deepcopy(cfg.model))  # detectors write into their heads' configs
 
 
 def find_all(node: Any, key: str) -> list[Any]:
