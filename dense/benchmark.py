@@ -319,7 +319,7 @@ def fit_batch(
                 raise
             if batch <= smallest:
                 raise UserError(
-                    f'not even {smallest} image(s) fit into memory',
+                    f'not even a batch of {smallest} fits into memory',
                     'give smaller images with --shape, or another model',
                 ) from None
         if device.type == 'cuda':

@@ -73,8 +73,8 @@ def _setup(result: Result) -> str:
     protocol, on_gpu = result.protocol, result.protocol.device == 'cuda'
     precision = ('TF32' if protocol.tf32 else 'FP32 without TF32') if on_gpu else 'FP32'
     lines = [
-        f'{protocol.mode}: {protocol.warmup} + {protocol.iters} steps, {protocol.repeats} turns each, medians; '
-        f'{precision}, {protocol.threads} thread{"s" if protocol.threads != 1 else ""}',
+        f'{protocol.mode}: {protocol.warmup} + {protocol.iters} steps, {_counted(protocol.repeats, "turn")} each, '
+        f'medians; {precision}, {_counted(protocol.threads or 1, "thread")}',
         result.hardware,
         ', '.join(f'{name} {version}' for name, version in result.versions.items()),
         'images ' + ', '.join(dict.fromkeys('x'.join(map(str, m.shape)) for m in result.measurements)),
@@ -82,6 +82,10 @@ def _setup(result: Result) -> str:
         *result.notes,
     ]
     return '\n'.join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def _fusion(result: Result) -> str:

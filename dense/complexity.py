@@ -147,9 +147,10 @@ def usual_shape(cfg: Config) -> tuple[int, int]:
     if size is not None:
         is_upernet = cfg.model.get('decode_head', {}).get('type') == 'UPerHead' and tuple(size) == (512, 512)
         return UPERNET if is_upernet else (size[0], size[1])
-    for step in cfg.get('val_dataloader', {}).get('dataset', {}).get('pipeline', []):
-        if 'crop_size' in step:
-            return _pair(step.crop_size)
+    dataset = cfg.get('val_dataloader', {}).get('dataset', {})
+    if 'size' in dataset.get('transform', {}):
+        return _pair(dataset.transform.size)
+    for step in dataset.get('pipeline', []):
         if step.get('type') == 'Resize' and 'scale' in step:
             width, height = step.scale
             return COCO if (width, height) == COCO_SCALE else (height, width)

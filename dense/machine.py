@@ -1,7 +1,6 @@
 """What a measurement ran on and what it took from the machine: names, memory, page faults."""
 
 import ctypes
-import gc
 import os
 import platform
 import resource
@@ -84,7 +83,6 @@ def peak_growth(device: torch.device) -> Iterator[PeakGrowth]:
 
 def _release_free_memory(device: torch.device) -> None:
     """Give what is not in use back to the system, and make the peak start at what is, where the system can."""
-    gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -93,7 +93,7 @@ def test_auxiliary_head_does_not_run():
         ('retinanet_inceptionnext-a_fpn_1x_coco', (800, 1280)),
         ('upernet_inceptionnext-a_4xb4-160k_ade20k-512x512', (512, 2048)),
         ('semantic-fpn_inceptionnext-a_8xb4-40k_ade20k-512x512', (512, 512)),
-        ('classifier_inceptionnext-b_8xb128-30e_in1k-384x384', (384, 384)),
+        ('classifier_inceptionnext-b_8xb32-30e_in1k-384x384', (384, 384)),
         ('mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160', (160, 160)),
         ('upernet_inceptionnext-a_450i_mini-128x128', (128, 128)),
     ],
