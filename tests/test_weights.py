@@ -114,7 +114,10 @@ def test_the_first_convolution_is_adapted_to_the_images(in_channels, published, 
         torch.testing.assert_close(gray, published['stem.0.weight'].sum(1), rtol=1e-5, atol=1e-6)
 
 
-def official_fasternet(arch: str) -> dict[str, torch.Tensor]:
+HEADS = FasterNet.CLASSIFIER_PREFIXES
+
+
+def official_fasternet(arch: str, device: str = 'cpu') -> dict[str, torch.Tensor]:
     """timm's weights under the authors' names: stages and mergings alternate in one list, the head has other names."""
     names = {'conv_head.weight': 'avgpool_pre_head.1.weight', 'classifier.weight': 'head.weight'}
     names |= {'classifier.bias': 'head.bias'}
@@ -126,7 +129,9 @@ def official_fasternet(arch: str) -> dict[str, torch.Tensor]:
             return f'stages.{2 * int(block[1])}.{block[2]}'
         return names.get(key, key)
 
-    return {rename(key): value for key, value in timm.create_model(f'fasternet_{arch}').state_dict().items()}
+    with torch.device(device):
+        state = timm.create_model(f'fasternet_{arch}').state_dict()
+    return {rename(key): value for key, value in state.items()}
 
 
 def test_the_official_layout_of_fasternet_is_the_one_of_the_release():
@@ -147,21 +152,31 @@ def test_the_official_layout_of_fasternet_is_the_one_of_the_release():
 
 
 @pytest.mark.parametrize('arch', FasterNet.ARCHS)
-def test_the_official_layout_of_fasternet_loads_whole(arch, tmp_path):
-    state = official_fasternet(arch)
-    ours = FasterNet.convert_state_dict(state)
-    theirs = FasterNet.convert_state_dict(timm.create_model(f'fasternet_{arch}').state_dict())
-    heads = FasterNet.CLASSIFIER_PREFIXES
-    assert [key for key in ours if not key.startswith(heads)] == [key for key in theirs if not key.startswith(heads)]
-    assert FasterNet.convert_state_dict(ours).keys() == ours.keys()
-    if arch != 't0':  # converted alike; one of them is loaded as well
-        return
+def test_every_layout_of_fasternet_becomes_ours(arch):
+    with torch.device('meta'):
+        timms = timm.create_model(f'fasternet_{arch}').state_dict()
+        ours = FasterNet(arch).state_dict()
+    for state in (official_fasternet(arch, 'meta'), timms, ours):
+        converted = FasterNet.convert_state_dict(state)
+        shapes = {key: value.shape for key, value in converted.items() if not key.startswith(HEADS)}
+        assert shapes == {key: value.shape for key, value in ours.items()}
+
+
+def test_the_official_layout_of_fasternet_loads_whole(tmp_path):
+    torch.manual_seed(0)
+    state = official_fasternet('t0')
     torch.save(state, tmp_path / 'weights.pth')
-    model = FasterNet(arch)
+    model = FasterNet('t0')
     report = load_pretrained(model, tmp_path / 'weights.pth')
     assert len(report.loaded) == report.total == 128
     assert sorted(report.left_out) == ['avgpool_pre_head.1.weight', 'head.bias', 'head.weight']
-    assert same(model, {key: value for key, value in ours.items() if not key.startswith(heads)})
+    torch.manual_seed(0)
+    timms = timm.create_model('fasternet_t0').eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = timms.forward_intermediates(x, intermediates_only=True)
+        for got, wanted in zip(model.eval()(x), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
 
 
 def test_a_detector_of_the_fasternet_authors_brings_its_output_norms(tmp_path):
@@ -398,33 +413,54 @@ def published_network(record: PublishedWeights) -> tuple[int, dict[str, torch.Te
     return num_params, {key: torch.full(value.shape, 0.5) for key, value in first.items()}
 
 
+LICENCES = {  # of the repository that a file comes from
+    'https://github.com/sail-sg/inceptionnext/': 'Apache-2.0',
+    'https://github.com/JierunChen/FasterNet/': 'NOASSERTION',
+    'https://dl.fbaipublicfiles.com/convnext/': 'MIT',
+}
+
+
+def classifier_of(record) -> dict[str, torch.Tensor]:
+    """The published network on the meta device: timm's, or ours with ConvNeXt's norm and linear layer behind it."""
+    with torch.device('meta'):
+        if record.hub_id is not None:
+            return timm.create_model(record.hub_id.split('/')[1]).state_dict()
+        backbone = getattr(backbones, record.family)(record.arch)
+        dim = backbone.out_channels[-1]
+        norm = {'norm.weight': torch.empty(dim), 'norm.bias': torch.empty(dim)}
+        head = {'head.weight': torch.empty(1000, dim), 'head.bias': torch.empty(1000)}
+        return {**backbone.state_dict(), **norm, **head}
+
+
 @pytest.mark.parametrize('name', WEIGHTS)
 def test_records_are_true(name, tmp_path, monkeypatch):
     """A record's size is that of the network it names, and its name reaches the authors' file."""
     record = WEIGHTS[name]
-    family = getattr(backbones, record.family)
-    num_params, state = published_network(record)
-    assert num_params == record.num_params
-    assert record.resolution in (224, 384)
-    assert record.top1 is None if name.endswith('_noema') else 70 < record.top1 < 90
-    assert record.licence in ('Apache-2.0', 'MIT', 'NOASSERTION')
+    state = classifier_of(record)
+    buffers = ('running_mean', 'running_var', 'num_batches_tracked')
+    assert sum(value.numel() for key, value in state.items() if not key.endswith(buffers)) == record.num_params
+    assert (record.top1 is None) == name.endswith('_noema') and record.resolution in (224, 384)
+    assert record.top1 is None or 70 < record.top1 < 90
+    assert [licence for start, licence in LICENCES.items() if record.url.startswith(start)] == [record.licence]
     asked = []
 
     def download(url: str, target: str) -> None:
         asked.append(url)
-        torch.save(state, target)
+        torch.save({key: torch.tensor(0.5).expand(value.shape) for key, value in state.items()}, target)
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    # The first stages tell whether the file is read; all of them are compared with timm's elsewhere.
-    backbone = family(record.arch, out_indices=(0,), init_cfg=dict(type='Pretrained', checkpoint=name))
+    # The first stage tells whether the file is read; all stages are compared with timm's elsewhere.
+    backbone = getattr(backbones, record.family)(
+        record.arch, out_indices=(0,), init_cfg=dict(type='Pretrained', checkpoint=name)
+    )
     backbone.init_weights()
     assert asked == [record.url]
     assert all((value == 0.5).all() for value in backbone.state_dict().values() if value.is_floating_point())
 
 
 def test_every_record_was_tried():
-    assert len(WEIGHTS) == 5 + 6 + 13
+    assert len(WEIGHTS) == 5 + 6 + 6 + 7  # InceptionNeXt, FasterNet, ConvNeXt, its variants
 
 
 def test_an_explicit_prefix_is_taken_alone(published, tmp_path):
