@@ -13,12 +13,14 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
 import timm
 import torch
 from mmengine.registry import MODELS
+from timm.layers import PatchEmbed
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -55,7 +57,8 @@ class TimmBackbone(DenseBackbone):
 
     A stage is what timm counts as a feature, in its order. For most networks stage 0 has stride 4, but ResNets,
     RegNets, EfficientNets and MobileNets begin with one of stride 2, and every block of a plain vision transformer is a
-    stage: read ``out_strides``, which is true for all. Odd sizes are rounded as the network rounds them.
+    stage: read ``out_strides``, which is true for all. Odd sizes are rounded as the network rounds them; transformers
+    pad them to whole patches.
 
     Vision transformers have one image size unless told otherwise: ``timm_options=dict(img_size=(512, 512))``, or
     ``dict(dynamic_img_size=True)`` (ViT) and ``dict(strict_img_size=False)`` (Swin) for images of any size.
@@ -95,8 +98,9 @@ class TimmBackbone(DenseBackbone):
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        options = _checked_options(arch, in_channels, drop_path_rate, timm_options)
-        body = _build(arch, dict(options, num_classes=0))
+        options = _checked_options(arch, in_channels, timm_options)
+        body = _build_body(arch, options, drop_path_rate)
+        _pad_odd_sizes(body)
         features = _features_of(body, arch)
         if out_indices is None:
             out_indices = range(max(0, len(features) - 4), len(features))
@@ -112,7 +116,6 @@ class TimmBackbone(DenseBackbone):
         self._stages = stages  # plain data: nn.Module takes it before its own constructor ran
         self._options = options
         self._take = take
-        self._whole_names: frozenset[str] | None = None
         self.arch = arch
         super().__init__(
             parts=dict(body=body),
@@ -143,8 +146,7 @@ class TimmBackbone(DenseBackbone):
         """See :meth:`DenseBackbone.get_layer_depth`; timm's own groups of layers, or stages where it has none."""
         if not hasattr(self.body, 'group_matcher'):
             return self.get_stage_depth(param_name, prefix)
-        depths = group_parameters(self.body, self.body.group_matcher(), reverse=True)
-        return self._depth(param_name, prefix, depths, 1 + max(depths.values()))
+        return self._depth(param_name, prefix, self._layer_depths, 1 + max(self._layer_depths.values()))
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """See :meth:`DenseBackbone.get_stage_depth`; a downsampling belongs to the stage that it leads to."""
@@ -152,8 +154,7 @@ class TimmBackbone(DenseBackbone):
             raise ValueError(
                 f'timm does not say which modules of {self.arch!r} make up its stages.\nUse layer-wise decay instead.'
             )
-        depths = {name: self._stage_of_parameter(name) for name, _ in self.body.named_parameters()}
-        return self._depth(param_name, prefix, depths, self.out_indices[-1] + 2)
+        return self._depth(param_name, prefix, self._stage_depths, self.out_indices[-1] + 2)
 
     @property
     def input_layers(self) -> tuple[str, ...]:
@@ -187,28 +188,35 @@ class TimmBackbone(DenseBackbone):
         Returns:
             Tensors by names that begin with ``body.`` or ``out_norm``; what fits nothing keeps its name behind them.
         """
-        own = self.state_dict().keys()
-        if any(key in own for key in state_dict):
+        if not self._own_names.isdisjoint(state_dict):
             return dict(state_dict)
         whole = self._build_whole()
-        own_names = {key.removeprefix('body.') for key in own if key.startswith('body.')}
+        own_names = {key.removeprefix('body.') for key in self._own_names if key.startswith('body.')}
         candidates = [dict(state_dict), *_converted_by_timm(state_dict, whole)]
         best = min(candidates, key=lambda state: _num_differences(state.keys(), own_names, whole.state_dict().keys()))
         return {f'body.{key}': value for key, value in best.items()}
 
     def leaves_out(self, name: str) -> bool:
         """See :meth:`DenseBackbone.leaves_out`."""
-        if name in self._own_names():
+        if name in self._own_names:
             return False
-        if self._is_other_norm(name.split('.')[0]):
-            return True
-        if self._whole_names is None:
-            self._whole_names = frozenset(f'body.{key}' for key in self._build_whole().state_dict())
-        return name in self._whole_names
+        return self._is_other_norm(name.split('.')[0]) or name in self._whole_names
 
-    def _own_names(self) -> set[str]:
-        parameters, buffers = self.named_parameters(), self.named_buffers()
-        return {name for name, _ in (*parameters, *buffers)}
+    @cached_property
+    def _own_names(self) -> frozenset[str]:
+        return frozenset(self.state_dict())
+
+    @cached_property
+    def _whole_names(self) -> frozenset[str]:
+        return frozenset(f'body.{key}' for key in self._build_whole().state_dict())
+
+    @cached_property
+    def _layer_depths(self) -> Mapping[str, int]:
+        return group_parameters(self.body, self.body.group_matcher(), reverse=True)
+
+    @cached_property
+    def _stage_depths(self) -> Mapping[str, int]:
+        return {name: self._stage_of_parameter(name) for name, _ in self.body.named_parameters()}
 
     def _build_whole(self) -> nn.Module:
         """timm's model with classifier and all stages; only its names and shapes count, so it takes no memory."""
@@ -241,9 +249,7 @@ class TimmBackbone(DenseBackbone):
         return not self._in_forward
 
 
-def _checked_options(
-    arch: str, in_channels: int, drop_path_rate: float, timm_options: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _checked_options(arch: str, in_channels: int, timm_options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(timm_options or {})
     reserved = sorted(_RESERVED & set(options))
     if reserved:
@@ -258,10 +264,19 @@ def _checked_options(
             f'timm {timm.__version__} has no network {arch!r}; near to it are {", ".join(close) or "none"}.\n'
             'Name one of timm.list_models().'
         )
-    check_drop_path_rate(drop_path_rate)
-    if drop_path_rate > 0:
-        options['drop_path_rate'] = drop_path_rate
     return dict(options, in_chans=in_channels)
+
+
+def _build_body(arch: str, options: Mapping[str, Any], drop_path_rate: float) -> Any:
+    check_drop_path_rate(drop_path_rate)
+    options = dict(options, num_classes=0)
+    try:
+        # 0 is said, too: left out, it would be timm's default, which is 0.1 for some networks.
+        return _build(arch, dict(options, drop_path_rate=drop_path_rate))
+    except ValueError:
+        if drop_path_rate > 0:
+            raise
+        return _build(arch, options)  # networks without stochastic depth do not know the word
 
 
 def _build(arch: str, options: Mapping[str, Any]) -> Any:
@@ -272,6 +287,12 @@ def _build(arch: str, options: Mapping[str, Any]) -> Any:
             f'timm cannot build {arch!r} with {dict(options)}: {_first_line(error)}.\n'
             'Check in_channels, drop_path_rate and timm_options; not every network has every option.'
         ) from error
+
+
+def _pad_odd_sizes(body: nn.Module) -> None:
+    for module in body.modules():
+        if isinstance(module, PatchEmbed):
+            module.dynamic_img_pad = True  # to a multiple of the patch; no effect at the network's own size
 
 
 def _features_of(body: nn.Module, arch: str) -> list[Feature]:
@@ -295,18 +316,24 @@ def _stages_of_modules(body: nn.Module, last_modules: Sequence[str]) -> dict[str
         last_modules: For each map the module that computes it.
 
     Returns:
-        Module name -> number, of a module with children the highest of them; None if a module of the list is missing.
+        Module name -> number, of a module with children the highest of them; None if the list names no such modules.
     """
+    names: list[str] = []
+    is_trained: list[bool] = []
     last_inside: dict[str, int] = {}  # position of the last module in each module
-    for position, (name, _) in enumerate(body.named_modules()):
+    for position, (name, module) in enumerate(body.named_modules()):
+        names.append(name)
+        is_trained.append(any(True for _ in module.parameters(recurse=False)))
         parts = name.split('.')
         last_inside.update({'.'.join(parts[: i + 1]): position for i in range(len(parts))})
-    if not set(last_modules) <= set(last_inside):
+    if not set(last_modules) <= set(names) - {''}:
         return None
-    start = next(i for i, (name, _) in enumerate(body.named_modules()) if name == last_modules[0])
     ends = list(accumulate((last_inside[name] for name in last_modules), max))
+    first = names.index(last_modules[0])
+    if not any(is_trained[1:first]):  # the first map is the stem's own
+        first = ends[0] + 1
     return {
-        name: 0 if position < start else 1 + min(bisect_left(ends, position), len(ends) - 1)
+        name: 0 if position < first else 1 + min(bisect_left(ends, position), len(ends) - 1)
         for name, position in last_inside.items()
     }
 

@@ -248,7 +248,7 @@ def _shapes(family: Any, arch: str) -> dict[str, torch.Size]:
 
 
 def _part(key: str) -> str:
-    return '.'.join(key.split('.')[: 2 if key.startswith('stages.') else 1])
+    return '.'.join(key.split('.')[: 2 if key.startswith(('stages.', 'body.')) else 1])
 
 
 def _grouped(names: Iterable[str]) -> str:
