@@ -1,0 +1,136 @@
+"""Are the records of published weights true, and do their addresses lead to the files?"""
+
+import re
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import backbones
+from backbones import ConvNeXt, InceptionNeXt
+from backbones.records import PublishedWeights
+from backbones.serialization import CheckpointError
+from backbones.weights import WEIGHTS, load_pretrained
+
+ARCH = 'atto'
+NUM_TENSORS = 220  # of the backbone; the classifier has 6 more
+
+
+@pytest.fixture(scope='module')
+def published() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return timm.create_model('inception_next_atto').state_dict()
+
+
+def test_unknown_names_list_the_records():
+    with pytest.raises(CheckpointError, match='inceptionnext_atto'):
+        load_pretrained(InceptionNeXt(ARCH), 'inceptionnext_nano')
+
+
+def test_a_url_is_fetched(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    torch.save(published, tmp_path / 'weights.pth')
+    report = load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'weights.pth').as_uri())
+    assert len(report.loaded) == NUM_TENSORS
+    assert (tmp_path / 'hub' / 'checkpoints' / 'weights.pth').exists()
+
+
+def test_a_url_that_fails_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
+        load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'absent.pth').as_uri())
+    assert str(tmp_path / 'hub' / 'checkpoints' / 'absent.pth') in str(caught.value)
+
+
+@pytest.fixture
+def fake_record(tmp_path, monkeypatch):
+    """A record of Atto with a mirror, both in ``tmp_path``; nothing is there yet."""
+    record = replace(
+        WEIGHTS['inceptionnext_atto'],
+        url=(tmp_path / 'official.pth').as_uri(),
+        mirrors=((tmp_path / 'mirror.pth').as_uri(),),
+    )
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setitem(WEIGHTS, 'fake', record)
+    return record
+
+
+def test_a_mirror_is_tried_when_the_first_address_fails(fake_record, published, tmp_path):
+    torch.save(published, tmp_path / 'mirror.pth')
+    model = InceptionNeXt(ARCH)
+    assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS
+    assert [path.name for path in (tmp_path / 'hub' / 'checkpoints').iterdir()] == ['mirror.pth']
+    (tmp_path / 'mirror.pth').unlink()
+    assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS  # from the cache, whichever address it came from
+
+
+def test_every_address_that_fails_is_named(fake_record, tmp_path):
+    with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
+        load_pretrained(InceptionNeXt(ARCH), 'fake')
+    cause, remedy = str(caught.value).split('\n')
+    assert fake_record.url in cause and fake_record.mirrors[0] in cause
+    assert str(tmp_path / 'hub' / 'checkpoints' / 'official.pth') in remedy
+
+
+@pytest.mark.parametrize('name', [name for name in WEIGHTS if name.startswith('fasternet')])
+def test_the_accuracy_of_fasternet_is_the_one_in_its_file_name(name):
+    accuracy = float(WEIGHTS[name].url.split('val_acc1.')[1].removesuffix('.pth'))
+    assert WEIGHTS[name].top1 == round(accuracy, 1)
+
+
+def test_a_record_of_another_family_is_refused_before_it_is_fetched():
+    with pytest.raises(CheckpointError, match=r'fasternet_t0.* FasterNet, .*InceptionNeXt\.\n.*inceptionnext_atto'):
+        load_pretrained(InceptionNeXt(ARCH), 'fasternet_t0')
+
+
+LICENCES = {  # of the repository that a file comes from
+    'https://github.com/sail-sg/inceptionnext/': 'Apache-2.0',
+    'https://github.com/JierunChen/FasterNet/': 'NOASSERTION',
+    'https://dl.fbaipublicfiles.com/convnext/': 'MIT',
+}
+
+
+def published_network(record: PublishedWeights) -> tuple[int, dict[str, torch.Tensor]]:
+    """Parameters with the classifier, and the tensors of timm's or our network without later stages, all 0.5."""
+    with torch.device('meta'):
+        if record.hub_id:
+            model = timm.create_model(record.hub_id.split('/')[1])
+        else:  # timm has no such weights; all of them are of ConvNeXt, whose classifier is a norm and a layer
+            model = ConvNeXt(record.arch)
+            channels = model.out_channels[-1]
+            model.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 1000))
+    num_params = sum(p.numel() for p in model.parameters())
+    first = {key: value for key, value in model.state_dict().items() if not re.match(r'stages\.[1-9]', key)}
+    return num_params, {key: torch.tensor(0.5).expand(value.shape) for key, value in first.items()}
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_records_are_true(name, tmp_path, monkeypatch):
+    """A record's size is that of the network it names, and its name reaches the authors' file."""
+    record = WEIGHTS[name]
+    num_params, state = published_network(record)
+    assert num_params == record.num_params
+    assert record.resolution in (224, 384)
+    assert record.top1 is None if name.endswith('_noema') else 70 < record.top1 < 90
+    assert [licence for start, licence in LICENCES.items() if record.url.startswith(start)] == [record.licence]
+    asked = []
+
+    def download(url: str, target: str) -> None:
+        asked.append(url)
+        torch.save(state, target)
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    # The first stage tells whether the file is read; all stages are compared with timm's elsewhere.
+    backbone = getattr(backbones, record.family)(
+        record.arch, out_indices=(0,), init_cfg=dict(type='Pretrained', checkpoint=name)
+    )
+    backbone.init_weights()
+    assert asked == [record.url]
+    assert all((value == 0.5).all() for value in backbone.state_dict().values() if value.is_floating_point())
+
+
+def test_every_record_was_tried():
+    assert len(WEIGHTS) == 5 + 6 + 6 + 7  # InceptionNeXt, FasterNet, ConvNeXt, its variants
