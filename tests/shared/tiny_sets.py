@@ -97,11 +97,15 @@ def _reduce_segmentor(cfg: Config) -> None:
 
 def _reduce_detector(model: Any) -> None:
     if 'roi_head' not in model:
+        model.bbox_head.feat_channels = 32
         model.test_cfg.update(nms_pre=50, max_per_img=5, score_thr=0)
         return
     heads = model.roi_head.bbox_head
     for head in heads if isinstance(heads, list) else [heads]:
         head.fc_out_channels = 64
+        if 'conv_out_channels' in head:
+            head.conv_out_channels = 32
+    model.roi_head.mask_head.conv_out_channels = 32
     stages = model.train_cfg.rcnn
     for stage in stages if isinstance(stages, list) else [stages]:
         stage.sampler.num = 32
