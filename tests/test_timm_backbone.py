@@ -8,13 +8,16 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from mmengine.registry import MODELS
+from leaves import BY_NAME
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from backbones import FasterNet, InceptionNeXt, TimmBackbone
 from backbones.base import DenseBackbone
 from backbones.serialization import CheckpointError
 from backbones.weights import load_pretrained
+from dense.launch import load_config
+from dense.options import parse_options
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -406,3 +409,21 @@ def test_bad_arguments_say_what_is_allowed(arguments, message, monkeypatch):
 
 def test_cases_were_counted():
     assert len(BAD_ARGUMENTS) == 16 and len(DAMAGES) == 4
+
+
+@pytest.mark.parametrize('leaf', [
+    'upernet_inceptionnext-a_400i_own-256x256', 'mask-rcnn_inceptionnext-a_fpn_400i_own-320x320',
+])  # fmt: skip
+def test_any_config_takes_a_timm_network_from_the_command_line(leaf):
+    """The options that the documentation tells a user to give."""
+    config = load_config(BY_NAME[leaf], options=parse_options([
+        "model.backbone={'type': 'TimmBackbone', 'arch': 'tf_efficientnet_lite0', 'out_norm': {'type': 'BN'}}",
+        *(['model.neck.in_channels=[24,40,112,320]'] if leaf.startswith('mask') else [
+            'model.decode_head.in_channels=[24,40,112,320]', 'model.auxiliary_head.in_channels=112',
+        ]),
+    ]))  # fmt: skip
+    init_default_scope(config.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+        maps = model.extract_feat(torch.empty(1, 3, 96, 128))
+    assert type(model.backbone) is TimmBackbone and len(maps) >= 4
