@@ -48,6 +48,7 @@ class PictureHook(Hook):
         self.min_score = min_score
         self._number = 0
         self._sheet: list[Picture] = []
+        self._classes: set[int] = set()
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
@@ -59,9 +60,15 @@ class PictureHook(Hook):
             picture = compare_sample(sample, runner.test_dataloader.dataset.metainfo, min_score=self.min_score)
             save_picture(picture, self.out_dir / f'{_name(sample)}.png')
             self._number += 1
-            # Images without an object say little on a sheet.
-            if len(self._sheet) < self.sheet_size and len(getattr(sample, 'gt_instances', [0])):
+            if len(self._sheet) < self.sheet_size and self._is_worth_a_place(sample):
                 self._sheet.append(picture)
+
+    def _is_worth_a_place(self, sample: Any) -> bool:
+        if 'pred_label' in sample:  # images in folders come class by class: one of each
+            is_new = sample.gt_label not in self._classes
+            self._classes.add(sample.gt_label)
+            return is_new
+        return len(getattr(sample, 'gt_instances', [0])) > 0  # images without an object say little
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Write the sheet; each process of a distributed test has its own."""
@@ -85,7 +92,7 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
     image = cv2.imread(str(sample.img_path), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise UserError(f'cannot read the image {sample.img_path}', 'restore the file, or test without pictures')
-    names, picture = metainfo['classes'], np.asarray(image, dtype=np.uint8)
+    names, picture = metainfo.get('titles') or metainfo['classes'], np.asarray(image, dtype=np.uint8)
     colors = metainfo.get('palette') or class_palette(len(names))
     palette = [(int(red), int(green), int(blue)) for red, green, blue in colors]
     title = Path(sample.img_path).name

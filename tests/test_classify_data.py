@@ -51,6 +51,15 @@ def test_classes_are_the_sorted_folders(root):
     assert dataset.read_classes(dict(data_root=str(root), data_prefix=dict(img_path='train'))) == ('ant', 'bee', 'cat')
 
 
+def test_pictures_may_have_longer_names(root):
+    assert folder_dataset(root).metainfo['titles'] == ('ant', 'bee', 'cat')
+    (root / 'classes.json').write_text('{"cat": "tabby, tabby cat", "ant": "ant"}')
+    assert folder_dataset(root).metainfo['titles'] == ('ant', 'bee', 'tabby')
+    (root / 'classes.json').write_text('["ant", "bee", "cat"]')
+    with pytest.raises(UserError, match='is no JSON object from folder to name\n'):
+        folder_dataset(root)
+
+
 def test_folders_that_are_no_data_set(root):
     for folder, message in ((root / 'val', 'data folder not found'), (root / 'train/cat', 'holds 0 folders')):
         with pytest.raises(UserError, match=message) as error:

@@ -161,6 +161,8 @@ def test_published_file_is_tested_as_it_is(root, tmp_path):
         with torch.no_grad():
             right += int((model(default_collate(images)).argmax(1) == label).sum())
     assert metrics == dict(top1=pytest.approx(100 * right / 8))
+    sheet = np.asarray(Image.open(tmp_path / 'pictures/sheet.png'))
+    assert sheet.shape[0] > 2 * 320  # three classes, one picture of each, two in a row
     log = '\n'.join(path.read_text() for path in (tmp_path / 'work').rglob('*.log'))
     assert 'Load checkpoint from' in log and 'unexpected key' not in log
 

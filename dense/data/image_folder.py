@@ -1,5 +1,6 @@
 """Images in one folder per class, as ImageNet is usually unpacked."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dense.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
 MAX_NAMED = 3
+TITLES_FILE = 'classes.json'
 
 
 def read_class_folders(folder: str | Path) -> tuple[str, ...]:
@@ -36,6 +38,8 @@ def read_class_folders(folder: str | Path) -> tuple[str, ...]:
 class ImageFolderDataset(BaseDataset):
     """Images below ``data_root``: ``train/<class>/...`` and ``val/<class>/...``, at any depth.
 
+    Where folders have short names, ``classes.json`` may give longer ones for pictures: ``{"n02123045": "tabby cat"}``.
+
     Args:
         data_root: Folder of the data set.
         data_prefix: The split's folder below it, as ``img_path``.
@@ -44,7 +48,7 @@ class ImageFolderDataset(BaseDataset):
         lazy_init: Whether to read the list of files later, by ``full_init``.
 
     Raises:
-        UserError: A folder is missing or has no images.
+        UserError: A folder is missing or has no images, or ``classes.json`` cannot be used.
     """
 
     def __init__(
@@ -57,10 +61,11 @@ class ImageFolderDataset(BaseDataset):
         lazy_init: bool = False,
     ) -> None:
         self.transform_cfg = dict(transform)
+        classes = read_class_folders(Path(data_root) / data_prefix['img_path'])
         super().__init__(
             data_root=data_root,
             data_prefix=dict(data_prefix),
-            metainfo=dict(classes=read_class_folders(Path(data_root) / data_prefix['img_path'])),
+            metainfo=dict(classes=classes, titles=_read_titles(Path(data_root) / TITLES_FILE, classes)),
             pipeline=[self.transform_cfg],
             test_mode=test_mode,
             lazy_init=lazy_init,
@@ -96,6 +101,20 @@ class ImageFolderDataset(BaseDataset):
                 f'put images ({", ".join(suffix[1:] for suffix in SUFFIXES)}) there, or remove these folders',
             )
         return [dict(img_path=path, gt_label=label) for label, paths in enumerate(by_class.values()) for path in paths]
+
+
+def _read_titles(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    if not path.is_file():
+        return classes
+    try:
+        titles = json.loads(path.read_text(encoding='utf-8'))
+        # ImageNet's names are lists of synonyms.
+        return tuple(str(titles.get(name, name)).split(',')[0] for name in classes)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{path} is no JSON object from folder to name',
+            'write for example {"n02123045": "tabby cat"}, or remove it',
+        ) from error
 
 
 def _images(folder: Path) -> list[str]:
