@@ -73,8 +73,8 @@ class TimmBackbone(DenseBackbone):
         timm_options: More arguments for timm's constructor of this network, for example ``dict(drop_rate=0.1)``.
         with_cp: Activation checkpointing where timm offers it for this network.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file or URL of weights in timm's layout or one that
-            timm converts. ``checkpoint='timm'`` has timm download the weights that it publishes for ``arch``; nothing
-            is downloaded without it.
+            timm converts (other names, position embeddings of another image size). ``checkpoint='timm'`` has timm
+            download the weights that it publishes for ``arch``; nothing is downloaded without it.
         out_norm, frozen_stages, norm_eval: See :class:`backbones.base.DenseBackbone`.
 
     Raises:
@@ -193,7 +193,7 @@ class TimmBackbone(DenseBackbone):
         whole = self._build_whole()
         own_names = {key.removeprefix('body.') for key in self._own_names if key.startswith('body.')}
         candidates = [dict(state_dict), *_converted_by_timm(state_dict, whole)]
-        best = min(candidates, key=lambda state: _num_differences(state.keys(), own_names, whole.state_dict().keys()))
+        best = min(candidates, key=lambda state: _num_differences(state, own_names, whole.state_dict()))
         return {f'body.{key}': value for key, value in best.items()}
 
     def leaves_out(self, name: str) -> bool:
@@ -361,9 +361,10 @@ def _converted_by_timm(state_dict: Mapping[str, Tensor], whole: nn.Module) -> li
         return []  # a checkpoint of another network: comparing the names as they are tells which
 
 
-def _num_differences(names: Iterable[str], own: set[str], whole: Iterable[str]) -> int:
-    names = set(names)
-    return len(own - names) + len(names - set(whole))
+def _num_differences(state: Mapping[str, Tensor], own: set[str], whole: Mapping[str, Tensor]) -> int:
+    """Count names that are missing, unknown or of another shape."""
+    misfits = [key for key, value in state.items() if key not in whole or whole[key].shape != value.shape]
+    return len(own - set(state)) + len(misfits)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Does a timm network keep the promises of ``DenseBackbone``, and give exactly what timm gives?"""
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -178,7 +179,7 @@ def test_norm_eval_keeps_the_statistics_of_the_network_only():
 
 @pytest.mark.parametrize('arch', [*SMALL, 'convnext_atto', 'inception_next_atto'])
 def test_checkpointing_changes_neither_maps_nor_gradients_nor_statistics(arch):
-    plain, saving = build(arch).train(), build(arch, with_cp=True).train()
+    plain, saving = build(arch).train(), copy.deepcopy(build(arch, with_cp=True)).train()
     saving.load_state_dict(plain.state_dict())
     stored = []
     results = []
@@ -310,6 +311,21 @@ def test_layouts_that_timm_converts_are_converted(tmp_path):
     assert report.total == len(report.loaded) > 100 and len(report.left_out) == 4
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, state[name.removeprefix('body.')])
+
+
+def test_position_embeddings_of_another_size_are_resampled_by_timm(tmp_path):
+    torch.save(random_weights('test_vit'), tmp_path / 'timm.pth')
+    backbone = TimmBackbone('test_vit', timm_options=dict(img_size=96))
+    load_pretrained(backbone, tmp_path / 'timm.pth')
+    expected = timm.create_model('test_vit', num_classes=0, img_size=96)
+    timm.models.load_checkpoint(
+        expected,
+        str(tmp_path / 'timm.pth'),
+        strict=False,
+        filter_fn=timm.models.vision_transformer.checkpoint_filter_fn,
+    )
+    assert backbone.body.pos_embed.shape[1] == 6 * 6 + 1
+    torch.testing.assert_close(backbone.body.pos_embed, expected.pos_embed, rtol=0, atol=0)
 
 
 DAMAGES = {
