@@ -12,7 +12,8 @@ and the resizing of results not.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
@@ -171,15 +172,15 @@ def benchmark(
     """
     protocol = _completed(protocol)
     device = torch.device(protocol.device or 'cpu')
-    _configure(protocol, device)
     names = list(dict.fromkeys([*names, *([baseline] if baseline else [])]))
     notes: list[str] = []
     cases: list[Case] = []
-    for name in names:
-        subject = build(name, train=protocol.mode == 'train', device=device, shape=protocol.shape)
-        batch = _fitting_batch(subject, protocol, device, notes)
-        cases += [_case(subject, layout, batch, protocol.mode) for layout in protocol.layouts]
-    gemm = measure(cases, protocol, device, clock)
+    with _configured(protocol, device):
+        for name in names:
+            subject = build(name, train=protocol.mode == 'train', device=device, shape=protocol.shape)
+            batch = _fitting_batch(subject, protocol, device, notes)
+            cases += [_case(subject, layout, batch, protocol.mode) for layout in protocol.layouts]
+        gemm = measure(cases, protocol, device, clock)
     found = [case.result for case in cases]
     return Result(protocol, hardware(device), versions(device), notes, gemm, found, baseline)
 
@@ -202,12 +203,18 @@ def _completed(protocol: Protocol) -> Protocol:
     )
 
 
-def _configure(protocol: Protocol, device: torch.device) -> None:
-    torch.set_num_threads(protocol.threads or 1)
+@contextmanager
+def _configured(protocol: Protocol, device: torch.device) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(protocol.threads or threads)
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = protocol.tf32
         torch.set_float32_matmul_precision('high' if protocol.tf32 else 'highest')
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure(cases: Sequence[Case], protocol: Protocol, device: torch.device, clock: Clock) -> list[float]:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MOST = 40  # names in a list that a person still reads
+
 
 class UserError(ValueError):
     """Something that the user got wrong and can mend.
@@ -34,6 +36,12 @@ def did_you_mean(got: str, allowed: Iterable[str], *, limit: int = 12) -> str:
     """
     names = sorted(set(allowed))
     near = difflib.get_close_matches(got, names, n=3, cutoff=0.6)
-    listed = f'allowed: {", ".join(names)}' if names and (len(names) <= limit or not near) else ''
+    listed = _listed(names) if names and (len(names) <= limit or not near) else ''
     question = f'did you mean {" or ".join(repr(name) for name in near)}?' if near else ''
     return ' '.join(part for part in (question, listed) if part) or 'nothing is allowed here; remove it'
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) <= MOST:
+        return f'allowed: {", ".join(names)}'
+    return f'{len(names)} names are allowed, for example {", ".join(names[:: -(-len(names) // 5)])}'

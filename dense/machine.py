@@ -17,16 +17,18 @@ import torchvision
 
 GEMM_SIZE = 2048
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+_CGROUP = Path('/sys/fs/cgroup')
 
 
 def hardware(device: torch.device) -> str:
-    """Name the processor or accelerator, and the memory."""
+    """Name the processor or accelerator, its memory, and how OpenMP's idle threads wait."""
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
         return f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     isa = torch.backends.cpu.get_cpu_capability()
-    return f'{_cpu_name()} ({isa}), {os.cpu_count()} cores, {memory / 2**30:.0f} GiB'
+    waiting = os.environ.get('OMP_WAIT_POLICY', 'default')
+    return f'{_cpu_name()} ({isa}), {os.cpu_count()} cores, {memory / 2**30:.0f} GiB, OMP_WAIT_POLICY {waiting}'
 
 
 def _cpu_name() -> str:
@@ -51,11 +53,24 @@ def versions(device: torch.device) -> dict[str, str]:
 
 def available_memory() -> int | None:
     """Return the bytes of main memory that can be had without swapping, or None where the system does not tell."""
+    free = [_meminfo('MemAvailable'), _container_memory()]
+    return min((size for size in free if size is not None), default=None)
+
+
+def _meminfo(name: str) -> int | None:
     path = Path('/proc/meminfo')
     for line in path.read_text().splitlines() if path.is_file() else []:
-        if line.startswith('MemAvailable'):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
     return None
+
+
+def _container_memory() -> int | None:
+    """Return what the limit of a container (cgroup v2) leaves; the system itself tells of the whole machine."""
+    limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
+    if not limit.is_file() or not used.is_file() or limit.read_text().strip() == 'max':
+        return None
+    return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 def page_faults() -> int:

@@ -226,6 +226,7 @@ def test_whole_models(path):
         ('InceptionNext:tiny', 'unknown family', "did you mean 'InceptionNeXt'"),
         ('InceptionNeXt:nano', "no arch 'nano'", 'atto, base, small, tiny'),
         ('timm:resnet51', "no model 'resnet51'", "'resnet50"),
+        ('timm:zzzz', "no model 'zzzz'", 'names are allowed, for example'),
         ('nowhere.py', 'config file not found', ''),
     ],
 )
@@ -256,6 +257,22 @@ def test_memory_and_page_faults_are_seen():
     assert 60 * MIB < growth.size < 90 * MIB
     assert page_faults() > faults
     assert available_memory() is None or available_memory() > 2**28
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr('dense.machine._CGROUP', tmp_path)
+    (tmp_path / 'memory.current').write_text('300\n')
+    (tmp_path / 'memory.max').write_text('1000\n')
+    assert available_memory() == 700
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert available_memory() != 700
+
+
+def test_threads_are_given_back(fakes):
+    clock, _, build = fakes
+    before = torch.get_num_threads()
+    benchmark(['a:1'], Protocol(iters=1, warmup=0, threads=before + 1, device='cpu', batch=1), build=build, clock=clock)
+    assert torch.get_num_threads() == before
 
 
 def test_rate_of_a_matrix_product():

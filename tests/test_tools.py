@@ -32,14 +32,31 @@ def tool(name: str) -> Callable[[list[str]], int]:
     return module.main
 
 
-@pytest.mark.parametrize('name', ['train', 'test'])
+# Every command, and options that it has to explain.
+COMMANDS = {
+    'benchmark': ['--baseline', '--shape', '+fused'],
+    'complexity': ['--shape', '--all', '--json'],
+    'demo': ['--work-dir'],
+    'table': ['--check'],
+    'test': ['--data-root', '--cfg-options', '--tta'],
+    'train': ['--data-root', '--cfg-options', '--resume'],
+}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
 def test_help_answers_at_once(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT / 'tools' / f'{name}.py'), '--help']
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(PROJECT / 'tools' / f'{name}.py'), '--help'], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**ENV, 'COLUMNS': '80'})
     assert time.monotonic() - start < HELP_SECONDS
-    assert done.returncode == 0 and '--data-root' in done.stdout and '--cfg-options' in done.stdout
+    assert done.returncode == 0 and all(option in done.stdout for option in [*COMMANDS[name], '--traceback'])
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_every_command_is_thin() -> None:
+    lines = {path.name: len(path.read_text().splitlines()) for path in (PROJECT / 'tools').glob('*.py')}
+    assert {f'{name}.py' for name in COMMANDS} < set(lines)
+    assert max(lines.values()) <= 100, lines
 
 
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])
