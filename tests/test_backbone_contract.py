@@ -110,6 +110,42 @@ def test_frozen_stages_stay_frozen(family, arch, frozen_stages):
 
 
 @smallest_arch
+def test_freezing_changes_neither_maps_nor_the_other_gradients(family, arch):
+    free, frozen = family(arch, layer_scale_init_value=0.5), family(arch, layer_scale_init_value=0.5, frozen_stages=2)
+    frozen.load_state_dict(free.state_dict())
+    outs = []
+    for model in (free.eval(), frozen.eval()):  # a frozen batch norm does not take the statistics of the batch
+        outs.append(model(images(64, 64)))
+        sum(out.square().mean() for out in outs[-1]).backward()
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True)) and len(outs[0]) == 4
+    trained = {name: p.grad for name, p in frozen.named_parameters() if p.grad is not None}
+    assert {name for name, _ in free.named_parameters() if name.startswith(('stages.2.', 'stages.3.'))} == set(trained)
+    gradients = {name: p.grad for name, p in free.named_parameters()}
+    assert all(torch.equal(gradient, gradients[name]) for name, gradient in trained.items())
+
+
+@smallest_arch
+def test_channels_last_gives_the_same_maps_gradients_and_statistics(family, arch):
+    options = dict(out_indices=(0, 1), out_norm=dict(type='BN'), layer_scale_init_value=0.5)
+    first, last = family(arch, **options).double().train(), family(arch, **options).double().train()
+    last.load_state_dict(first.state_dict())
+    last.to(memory_format=torch.channels_last)
+    x = images(32, 48).double()
+    outs = [first(x), last(x.to(memory_format=torch.channels_last))]
+    for maps in outs:
+        sum(out.pow(3).mean() for out in maps).backward()
+    for a, b in zip(*outs, strict=True):
+        assert b.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+    gradients = {name: p.grad for name, p in last.named_parameters()}
+    assert len(gradients) > 20
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
+    for (name, buffer), other in zip(first.named_buffers(), last.buffers(), strict=True):
+        torch.testing.assert_close(other, buffer, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@smallest_arch
 def test_norm_eval_keeps_the_statistics_of_the_network_only(family, arch):
     model = family(arch, norm_eval=True, out_norm=dict(type='BN')).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
