@@ -155,8 +155,7 @@ def _run_parts(model: nn.Module, images: Tensor) -> None:
 
 
 def _count_flops(subject: Subject, train: bool) -> float:
-    # Two images, because batch norms that train need more than one value.
-    images = subject.images(2)
+    images = subject.images(2 if train else 1)  # batch norms that train need more than one value
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.set_grad_enabled(train):
         if train:
             subject.loss(subject.model, images).backward()

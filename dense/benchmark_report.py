@@ -104,19 +104,24 @@ def _tables(result: Result, draw: Draw) -> list[str]:
     ]
     if result.baseline:
         tables.append(f'ratio: speed over that of {labels[result.baseline]}')
-    return [*tables, *legend]
+    return [*tables, *(['\n'.join(legend)] if legend else [])]
 
 
 def _labels(names: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return a short label for every name, and the lines that explain those that are no names."""
     labels = {name: name if len(name) <= NAME_WIDTH else f'[{i}]' for i, name in enumerate(names, 1)}
-    return labels, [f'{label} {name}' for name, label in labels.items() if label != name]
+    return labels, [f'- {label} {name}' for name, label in labels.items() if label != name]
 
 
 def _speed(m: Measurement, result: Result) -> list[str]:
     baseline = result.baseline_measurement()
     ratio = [f'{m.ratio(baseline):.2f}'] if baseline else []
-    return [m.layout, str(m.batch), f'{m.rate:.4g}', f'{m.seconds * 1e3:.4g}', *ratio]
+    return [m.layout, str(m.batch), _number(m.rate), _number(m.seconds * 1e3), *ratio]
+
+
+def _number(value: float) -> str:
+    """Return four digits that mean something, without an exponent."""
+    return f'{value:.0f}' if value >= 1000 else f'{value:.4g}'
 
 
 def _work(m: Measurement, gemm: float) -> list[str]:

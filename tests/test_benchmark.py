@@ -299,7 +299,7 @@ def test_tables(result):
     assert ['[1]', 'last', '8', '8', '1000', '4.00'] in cells
     assert ['timm:resnet50', 'first', '8', '2', '4000', '1.00'] in cells
     assert ['timm:resnet50', '4.0', '12%', '2', '3'] in cells
-    assert '[1] configs/mask_rcnn/' in text and 'batch norms not fused' in text
+    assert '- [1] configs/mask_rcnn/' in text and 'batch norms not fused' in text
     assert '| timm:resnet50 | first | 8 | 2 | 4000 | 1.00 |' in as_markdown(result)
 
 
