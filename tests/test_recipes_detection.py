@@ -341,6 +341,9 @@ def test_data_and_schedule_are_upstreams(key):
             theirs[f'{split}_evaluator']['metric'] = ['bbox', 'segm']  # that file is shared with detectors of boxes
     if key.endswith('3x') and 'fasternet' in key:
         theirs['param_scheduler'][0]['end'] = 500  # FasterNet's own warm-up
+    for split in ('val', 'test'):
+        assert theirs[f'{split}_evaluator']['type'] == 'CocoMetric'
+        theirs[f'{split}_evaluator']['type'] = 'DenseCocoMetric'  # the same numbers: tests/test_evaluation.py
     for split in ('train', 'val', 'test'):
         assert ours[f'{split}_dataloader'] == theirs[f'{split}_dataloader']
     for part in ('train_cfg', 'param_scheduler', 'auto_scale_lr', 'val_evaluator', 'test_evaluator'):

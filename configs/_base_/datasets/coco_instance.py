@@ -1,6 +1,7 @@
 """COCO 2017 instances: longest side at most 1333, shortest 800, flipped half the time, 2 images per GPU.
 
-Mirrors mmdet `configs/_base_/datasets/coco_instance.py`; differs only in what it leaves out (remote file backends).
+Mirrors mmdet `configs/_base_/datasets/coco_instance.py`; differs in what it leaves out (remote file backends)
+and in the metric: the same numbers, computed many times faster.
 Expects `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json` below `data_root`.
 """
 
@@ -54,6 +55,6 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']
+    type='DenseCocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']
 )
 test_evaluator = val_evaluator
