@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
-# OpenMP's waiting threads sleep instead of spinning: see tools/demo.py.
+# OpenMP's waiting threads sleep instead of spinning: see tools/common.py.
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 

@@ -130,6 +130,10 @@ class DenseCocoMetric(CocoMetric):
         UserError: An unknown metric, backend or item.
     """
 
+    _coco_api: Any
+    cat_ids: Any
+    img_ids: Any
+
     def __init__(
         self,
         ann_file: str | None = None,
