@@ -21,7 +21,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def name_of(value) -> str:
-    return value if isinstance(value, str) else getattr(value, '__name__', 'small')
+    return value if isinstance(value, str) else getattr(value, '__name__', 'custom')
 
 
 every_arch = pytest.mark.parametrize(('family', 'arch'), CASES, ids=name_of)
