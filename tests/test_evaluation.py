@@ -50,6 +50,25 @@ def generated(num_images=12, seed=0):
     return dict(images=images, categories=categories, annotations=truth), found
 
 
+def crowd_of_scenes(num_images=400, per_image=42, seed=0):
+    """A validation set of the size of a small one: 2800 objects of 80 classes, 16,800 detections with masks."""
+    rng = np.random.default_rng(seed)
+    truth, found = [], []
+    for image in range(1, num_images + 1):
+        for _ in range(7):
+            x, y, radius, category = *rng.uniform(20, 76, 2), rng.uniform(4, 19), int(rng.integers(1, 81))
+            mask = disc(x, y, radius)
+            item = dict(image_id=image, category_id=category, iscrowd=int(rng.random() < 0.02), area=int(mask.sum()))
+            truth.append(dict(item, id=len(truth) + 1, bbox=box_of(mask), segmentation=rle_of(mask)))
+            for i in range(per_image // 7):
+                shifted = disc(*(np.array([x, y]) + rng.normal(0, 1 + 2 * i, 2)), radius * rng.uniform(0.7, 1.2))
+                label = category if i < 3 else int(rng.integers(1, 81))
+                found.append(dict(image_id=image, category_id=label, score=rng.random(), mask=shifted))
+    images = [dict(id=i, height=SIZE, width=SIZE, file_name=f'{i}.jpg') for i in range(1, num_images + 1)]
+    categories = [dict(id=i, name=f'class {i}') for i in range(1, 81)]
+    return dict(images=images, categories=categories, annotations=truth), found
+
+
 def as_results(found, iou_type):
     key, convert = ('bbox', box_of) if iou_type == 'bbox' else ('segmentation', rle_of)
     return [
@@ -178,3 +197,22 @@ def test_unknown_names_are_errors(options):
 
     with pytest.raises(UserError, match='unknown'):
         DenseCocoMetric(**options)
+
+
+@pytest.mark.slow
+def test_the_default_takes_a_quarter_of_the_references_time_at_most():
+    """Processor time, so that other work on the machine does not count; boxes and masks together."""
+    import time
+
+    from dense.evaluation import evaluate_coco
+
+    truth, found = crowd_of_scenes()
+    results = {iou_type: as_results(found, iou_type) for iou_type in ('bbox', 'segm')}
+    assert len(truth['annotations']) == 2800 and len(found) == 16_800
+    spent, numbers = {}, {}
+    for backend in ('faster', 'pycocotools', 'faster', 'pycocotools'):
+        start = time.process_time()
+        numbers[backend] = [evaluate_coco(truth, results[t], t, backend=backend)[0] for t in results]
+        spent[backend] = min(spent.get(backend, np.inf), time.process_time() - start)
+    np.testing.assert_allclose(numbers['faster'], numbers['pycocotools'], rtol=0, atol=1e-10)
+    assert spent['pycocotools'] / spent['faster'] >= 4, spent
