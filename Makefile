@@ -8,6 +8,9 @@ LOG := $(VENV)/install.log
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
+# One process per core, up to eight, each with one thread.
+TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 .PHONY: venv demo test test-slow test-onedl lint
 
 venv: $(STAMP)
@@ -27,10 +30,10 @@ demo: $(STAMP)
 	@$(PY) tools/demo.py
 
 test: $(STAMP)
-	@OMP_WAIT_POLICY=passive $(PY) -m pytest -m 'not slow'
+	@$(TEST) -m 'not slow'
 
 test-slow: $(STAMP)
-	@OMP_WAIT_POLICY=passive $(PY) -m pytest -m slow
+	@$(TEST) -m slow
 
 .venv-onedl/.installed: $(STAMP) tools/onedl_env.py
 	@$(PY) tools/onedl_env.py .venv-onedl
