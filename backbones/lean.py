@@ -46,7 +46,7 @@ def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None)
         tensors = [tensor.to(dtype) for tensor in tensors]
         gamma = None if gamma is None else gamma.to(dtype)
     if is_recorded():
-        return _plain_mlp(*tensors, gamma)
+        return _plain_mlp(*tensors, gamma=gamma)
     keep = torch.is_grad_enabled() and x.shape[1] > _RECOMPUTED_CHANNELS
     with torch.autocast(x.device.type, enabled=False):
         return _LeanMlp.apply(*tensors, gamma, keep)
@@ -58,7 +58,7 @@ def is_recorded() -> bool:
 
 
 def _plain_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, gamma: Tensor | None
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *, gamma: Tensor | None
 ) -> Tensor:
     hidden = F.gelu(F.linear(x.permute(0, 2, 3, 1), weight1, bias1))  # (N, H, W, D)
     out = F.linear(hidden, weight2, bias2)
