@@ -20,6 +20,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from backbones.base import DenseBackbone
+from backbones.layers import Stage
 from dense.errors import UserError
 
 _FUSED = ('AdamW',)  # optimizers of PyTorch whose fused form was measured
@@ -57,7 +58,7 @@ def compile_backbones(model: nn.Module, options: dict[str, Any]) -> list[str]:
         Their names.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or one checkpoints its activations, which cannot be compiled with it.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, DenseBackbone)}
     if not found:
@@ -65,6 +66,12 @@ def compile_backbones(model: nn.Module, options: dict[str, Any]) -> list[str]:
             'there is nothing to compile: the model has no backbone of this project',
             'start without --compile (compile in the config), or wrap the backbone in TimmBackbone',
         )
+    for name, module in found.items():
+        if any(isinstance(part, Stage) and part.with_cp for part in module.modules()):
+            raise UserError(
+                f'{name} has activation checkpointing (with_cp), which cannot be compiled',
+                'start without --compile, or with --cfg-options model.backbone.with_cp=False',
+            )
     for module in found.values():
         module.compile(**options)
     return list(found)

@@ -133,6 +133,13 @@ def test_nothing_to_compile():
         compile_backbones(nn.Linear(2, 2), {})
 
 
+def test_checkpointing_is_not_compiled():
+    model = nn.ModuleDict(dict(backbone=InceptionNeXt('atto', with_cp=True)))
+    with pytest.raises(UserError, match='backbone has activation checkpointing') as caught:
+        compile_backbones(model, {})
+    assert 'with_cp=False' in caught.value.remedy
+
+
 @pytest.mark.parametrize('task', [pytest.param('det', marks=pytest.mark.slow), 'seg'])
 def test_training_with_a_compiled_backbone(task, tiny_data, tiny_options, tiny_config_files, tmp_path, capfd):
     """Same losses as without; the graphs are run by PyTorch itself, because a compiler need not be installed."""
