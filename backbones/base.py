@@ -222,6 +222,7 @@ class StagedBackbone(DenseBackbone):
         stem: ``(N, in_channels, H, W) -> (N, C_0, H / 4, W / 4)`` or as the family has it.
         stages: The stages up to the last of ``out_indices``.
         with_cp: Activation checkpointing: less memory for about a third more time.
+        lean_mlp: See :meth:`use_lean_mlp`.
         dims, strides, out_indices, out_norm, frozen_stages, norm_eval, init_cfg: See :class:`DenseBackbone`.
     """
 
@@ -241,6 +242,7 @@ class StagedBackbone(DenseBackbone):
         norm_eval: bool,
         with_cp: bool,
         init_cfg: Mapping[str, Any] | None,
+        lean_mlp: bool = False,
     ) -> None:
         super().__init__(
             parts=dict(stem=stem, stages=nn.ModuleList(stages)),
@@ -254,6 +256,20 @@ class StagedBackbone(DenseBackbone):
         )
         for stage in stages:
             stage.with_cp = with_cp
+        if lean_mlp:
+            self.use_lean_mlp()
+
+    def use_lean_mlp(self, lean: bool = True) -> None:
+        """Let the MLPs compute their hidden maps again in the backward pass instead of holding them, or stop that.
+
+        Raises:
+            ValueError: The family's blocks cannot.
+        """
+        blocks = [block for stage in self.stages for block in stage.blocks]
+        if not all(hasattr(block, 'lean_mlp') for block in blocks):
+            raise ValueError(f'{type(self).__name__} has no lean MLP.\nLeave it out, or choose another family.')
+        for block in blocks:
+            block.lean_mlp = lean
 
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(N, in_channels, H, W)`` -> the raw map ``(N, C_i, H_i, W_i)`` for each of ``out_indices``."""

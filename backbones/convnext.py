@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
 from backbones.layers import Stage, build_norm, init_layer
+from backbones.lean import lean_mlp as compute_lean_mlp
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class ConvNeXtBlock(nn.Module):
         dim: Channels C; the MLP is four times as wide.
         drop_path: Probability of dropping the branch, per sample.
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
+
+    Attributes:
+        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it.
     """
 
     gamma: nn.Parameter | None
@@ -107,14 +111,19 @@ class ConvNeXtBlock(nn.Module):
         scale = torch.full((dim,), float(layer_scale_init_value)) if layer_scale_init_value else None
         self.register_parameter('gamma', None if scale is None else nn.Parameter(scale))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.lean_mlp = False
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        branch = self.norm(self.conv_dw(x)).permute(0, 2, 3, 1)  # (N, H, W, C)
-        branch = self.mlp(branch)
-        if self.gamma is not None:
-            branch = branch * self.gamma
-        return x + self.drop_path(branch.permute(0, 3, 1, 2))  # (N, C, H, W)
+        branch = self.norm(self.conv_dw(x))
+        if self.lean_mlp:
+            branch = compute_lean_mlp(branch, fc1=self.mlp.fc1, fc2=self.mlp.fc2, gamma=self.gamma)
+        else:
+            branch = self.mlp(branch.permute(0, 2, 3, 1))  # (N, H, W, C)
+            if self.gamma is not None:
+                branch = branch * self.gamma
+            branch = branch.permute(0, 3, 1, 2)  # (N, C, H, W)
+        return x + self.drop_path(branch)
 
 
 @MODELS.register_module()
@@ -128,7 +137,7 @@ class ConvNeXt(StagedBackbone):
         layer_scale_init_value: Initial layer scale; 1e-6 to train on ImageNet, the authors' detectors and segmentors
             have 1. Pretrained weights replace it. None or 0 leaves layer scale out.
         norm_cfg: Norm inside the network; published weights need the default, ``LN`` with eps 1e-6.
-        out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg: See
+        out_indices, out_norm, frozen_stages, norm_eval, with_cp, lean_mlp, init_cfg: See
             :class:`backbones.base.StagedBackbone`.
 
     Raises:
@@ -163,6 +172,7 @@ class ConvNeXt(StagedBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        lean_mlp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         row = resolve_arch(arch, self.ARCHS)
@@ -181,6 +191,7 @@ class ConvNeXt(StagedBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
+            lean_mlp=lean_mlp,
             init_cfg=init_cfg,
         )
         self.apply(init_layer)

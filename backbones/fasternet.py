@@ -126,6 +126,9 @@ class FasterNetBlock(nn.Module):
 class FasterNet(StagedBackbone):
     """FasterNet that returns the maps of its stages, at strides 4, 8, 16 and 32.
 
+    It has no lean MLP (:mod:`backbones.lean`): the batch norm inside its MLP needs the hidden values of all positions
+    before it can go on with one.
+
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`FasterNetArch`.
         in_channels: Channels of the images, at least 1.

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
 from backbones.layers import Stage, build_norm, init_layer
+from backbones.lean import lean_mlp as compute_lean_mlp
 
 # Branch -> name of its convolution in checkpoints, in the order of the channels.
 _CONVS: Mapping[str, str] = {'square': 'dwconv_hw', 'horizontal': 'dwconv_w', 'vertical': 'dwconv_h'}
@@ -162,6 +163,9 @@ class MetaNeXtBlock(nn.Module):
         dim: Channels C.
         drop_path: Probability of dropping the branch, per sample.
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
+
+    Attributes:
+        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it.
     """
 
     gamma: nn.Parameter | None
@@ -185,12 +189,17 @@ class MetaNeXtBlock(nn.Module):
             'gamma', nn.Parameter(torch.full((dim,), float(layer_scale_init_value or 0))) if scaled else None
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.lean_mlp = False
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
-        branch = self.mlp(self.norm(self.token_mixer(x)))
-        if self.gamma is not None:
-            branch = branch * self.gamma.view(1, -1, 1, 1)
+        branch = self.norm(self.token_mixer(x))
+        if self.lean_mlp:
+            branch = compute_lean_mlp(branch, fc1=self.mlp.fc1, fc2=self.mlp.fc2, gamma=self.gamma)
+        else:
+            branch = self.mlp(branch)
+            if self.gamma is not None:
+                branch = branch * self.gamma.view(1, -1, 1, 1)
         return self.drop_path(branch) + x
 
 
@@ -210,7 +219,7 @@ class InceptionNeXt(StagedBackbone):
         drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
         layer_scale_init_value: Initial layer scale; the published value is 1e-6. None or 0 leaves layer scale out.
         norm_cfg: Norm inside the network; published weights need ``BN`` (or ``SyncBN``).
-        out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg: See
+        out_indices, out_norm, frozen_stages, norm_eval, with_cp, lean_mlp, init_cfg: See
             :class:`backbones.base.StagedBackbone`.
 
     Raises:
@@ -243,6 +252,7 @@ class InceptionNeXt(StagedBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        lean_mlp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         changes: dict[str, Any] = dict(
@@ -269,6 +279,7 @@ class InceptionNeXt(StagedBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
+            lean_mlp=lean_mlp,
             init_cfg=init_cfg,
         )
         self.apply(init_layer)

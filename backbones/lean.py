@@ -1,13 +1,18 @@
-"""The MLP of a block, trained without ever holding its hidden map (:func:`lean_mlp`).
+"""The MLP of a block, trained without holding its hidden maps (:func:`lean_mlp`).
 
 Between the two products of an MLP stand D = 3 C or 4 C hidden values at each position, before and after the
 activation: most of what a training step of InceptionNeXt or ConvNeXt keeps for its backward pass. Here some hundred
-positions are taken at a time, and the backward pass computes their hidden values again: one matrix product in six more,
-for a quarter of the memory. On a CPU the values of these positions also stay in the cache between the products.
+positions are taken at a time, so that their values stay in the cache of a CPU between the products, and the backward
+pass computes them again. To compute a value before the activation again takes C multiplications, to keep it four bytes:
+stages of many channels, which have few positions, keep it, and compute only the activation again.
 
-Shapes: N batch, C channels, D hidden channels, H and W height and width, P = N * H * W positions.
+Maps are read and written in the memory format that they come in: as matrices with a column for each position, whose
+columns lie together in memory (channels last) or apart.
+
+Shapes: N batch, C channels, D hidden channels, H and W height and width, P positions: H * W of one image, or N * H * W.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Hidden values that are held at a time.
-_HIDDEN_BYTES = 4 << 20
+# Channels up to which the values before the activation are computed again. InceptionNeXt-T's block of 96 channels took
+# 0.7 of the plain one's time so, that of 192 channels 1.1, and 1.0 where they were kept (Xeon, one thread).
+_RECOMPUTED_CHANNELS = 128
+# Hidden values that are computed at a time: on a CPU half of a core's second-level cache, or, where they are kept and
+# go to the main memory in any case, enough for products of full speed. Other devices want large products.
+_RECOMPUTED_BYTES, _KEPT_BYTES, _DEVICE_BYTES = 1 << 20, 8 << 20, 256 << 20
 
 
 def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None) -> Tensor:
@@ -29,57 +38,135 @@ def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None)
         gamma: Layer scale ``(C,)``, or None.
 
     Returns:
-        ``(N, C, H, W)``, in channels-last memory format.
+        ``(N, C, H, W)``, in the memory format of ``x``.
     """
-    n, c, h, w = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(-1, c)  # (P, C)
-    weights = [fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias]
+    tensors = [x, fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        rows, *weights = (tensor.to(dtype) for tensor in (rows, *weights))
+        tensors = [tensor.to(dtype) for tensor in tensors]
+        gamma = None if gamma is None else gamma.to(dtype)
+    if is_recorded():
+        return _plain_mlp(*tensors, gamma=gamma)
+    keep = torch.is_grad_enabled() and x.shape[1] > _RECOMPUTED_CHANNELS
     with torch.autocast(x.device.type, enabled=False):
-        out = _LeanMlp.apply(rows, *weights, None if gamma is None else gamma.to(rows.dtype))
-    return out.view(n, h, w, c).permute(0, 3, 1, 2)
+        return _LeanMlp.apply(*tensors, gamma, keep)
+
+
+def is_recorded() -> bool:
+    """Whether a compiler or exporter records what is computed: it decides itself what is kept."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _plain_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *, gamma: Tensor | None
+) -> Tensor:
+    hidden = F.gelu(F.linear(x.permute(0, 2, 3, 1), weight1, bias1))  # (N, H, W, D)
+    out = F.linear(hidden, weight2, bias2)
+    return (out if gamma is None else out * gamma).permute(0, 3, 1, 2)
 
 
 class _LeanMlp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, gamma: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        gamma: Tensor | None,
+        keep: bool,
     ) -> Tensor:
-        ctx.save_for_backward(rows, weight1, bias1, weight2, bias2, gamma)
-        out = torch.empty_like(rows)
+        x = _dense(x)
+        out = torch.empty_like(x)
         scaled, offset = (weight2, bias2) if gamma is None else (gamma[:, None] * weight2, gamma * bias2)
-        for part in _parts(rows, weight1):
-            hidden = torch.ops.aten.gelu_(F.linear(rows[part], weight1, bias1))
-            torch.addmm(offset, hidden, scaled.t(), out=out[part])
+        before = x.new_empty(x.numel() // len(weight2) * len(weight1)) if keep else None
+        parts = _Parts(x, out, hidden=before, num_hidden=len(weight1), num_buffers=2)
+        for rows, out_rows, inside, hidden in parts:
+            torch.addmm(bias1[:, None], weight1, rows, out=inside)
+            torch.ops.aten.gelu.out(inside, out=hidden)
+            torch.addmm(offset[:, None], scaled, hidden, out=out_rows)
+        ctx.save_for_backward(x, weight1, bias1, weight2, bias2, gamma, before)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight1, bias1, weight2, bias2, gamma = ctx.saved_tensors
-        grad_out = grad_out.contiguous()
+        x, weight1, bias1, weight2, bias2, gamma, before = ctx.saved_tensors
+        grad_out = _like(grad_out, x)
         scaled = weight2 if gamma is None else gamma[:, None] * weight2
-        grad_rows = torch.empty_like(rows)
+        grad_x = torch.empty_like(x)
         grad_weight1, outer = torch.zeros_like(weight1), torch.zeros_like(weight2)
-        grad_bias1 = torch.zeros_like(bias1)
-        for part in _parts(rows, weight1):
-            before = F.linear(rows[part], weight1, bias1)  # (P', D)
-            outer.addmm_(grad_out[part].t(), F.gelu(before))  # (C, D), gradient of weight2 but for gamma
-            grad_hidden = torch.ops.aten.gelu_backward(grad_out[part] @ scaled, before)
-            grad_weight1.addmm_(grad_hidden.t(), rows[part])
-            grad_bias1.add_(grad_hidden.sum(0))
-            torch.mm(grad_hidden, weight1, out=grad_rows[part])
-        total = grad_out.sum(0)
+        grad_bias1, total = torch.zeros_like(bias1), torch.zeros_like(bias2)
+        parts = _Parts(x, grad_x, grad_out, hidden=before, num_hidden=len(weight1), num_buffers=3)
+        for rows, grad_rows, grad, inside, hidden, grad_hidden in parts:
+            if before is None:
+                torch.addmm(bias1[:, None], weight1, rows, out=inside)
+            torch.ops.aten.gelu.out(inside, out=hidden)
+            outer.addmm_(grad, hidden.t())  # (C, D), gradient of weight2 but for gamma
+            torch.mm(scaled.t(), grad, out=grad_hidden)
+            torch.ops.aten.gelu_backward.grad_input(grad_hidden, inside, grad_input=grad_hidden)
+            grad_weight1.addmm_(grad_hidden, rows.t())
+            grad_bias1.add_(grad_hidden.sum(1))
+            total.add_(grad.sum(1))
+            torch.mm(weight1.t(), grad_hidden, out=grad_rows)
         if gamma is None:
-            return grad_rows, grad_weight1, grad_bias1, outer, total, None
-        # The output without gamma is hidden @ weight2.T + bias2; its product with grad_out needs only `outer`.
+            return grad_x, grad_weight1, grad_bias1, outer, total, None, None
+        # The output without gamma is weight2 @ hidden + bias2; its product with grad_out needs only `outer`.
         grad_gamma = (weight2 * outer).sum(1) + bias2 * total
-        return grad_rows, grad_weight1, grad_bias1, gamma[:, None] * outer, gamma * total, grad_gamma
+        return grad_x, grad_weight1, grad_bias1, gamma[:, None] * outer, gamma * total, grad_gamma, None
 
 
-def _parts(rows: Tensor, weight1: Tensor) -> list[slice]:
-    """Slices of positions whose hidden values fit into :data:`_HIDDEN_BYTES`."""
-    size = max(256, _HIDDEN_BYTES // (len(weight1) * rows.element_size()))
-    return [slice(start, start + size) for start in range(0, len(rows), size)]
+class _Parts:
+    """Some positions after the other of maps ``(N, C, H, W)`` of one memory format, with buffers for hidden values.
+
+    Args:
+        maps: Each gives a matrix ``(C, P')`` that is a view of it.
+        hidden: ``(N * D * H * W,)`` to hold all values of the first buffer, or None.
+        num_hidden: D.
+        num_buffers: Matrices ``(D, P')``.
+    """
+
+    def __init__(self, *maps: Tensor, hidden: Tensor | None, num_hidden: int, num_buffers: int) -> None:
+        self.is_last = maps[0].is_contiguous(memory_format=torch.channels_last)
+        self.matrices = [self._matrices(m) for m in maps]
+        self.hidden = hidden
+        self.num_hidden = num_hidden
+        self.step = self._num_columns(maps[0])
+        own = num_buffers - (hidden is not None)
+        self.buffers = [maps[0].new_empty(self.step * num_hidden) for _ in range(own)]
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        taken = 0
+        for matrices in zip(*self.matrices, strict=True):
+            for start in range(0, matrices[0].shape[1], self.step):
+                columns = [matrix[:, start : start + self.step] for matrix in matrices]
+                size = columns[0].shape[1] * self.num_hidden
+                flat = [buffer[:size] for buffer in self.buffers]
+                if self.hidden is not None:
+                    flat = [self.hidden[taken : taken + size], *flat]
+                    taken += size
+                yield columns + [self._hidden_matrix(values) for values in flat]
+
+    def _num_columns(self, maps: Tensor) -> int:
+        size = _RECOMPUTED_BYTES if self.hidden is None else _KEPT_BYTES
+        if maps.device.type != 'cpu':
+            size = _DEVICE_BYTES
+        return min(self.matrices[0][0].shape[1], max(64, size // (maps.element_size() * self.num_hidden)))
+
+    def _matrices(self, maps: Tensor) -> list[Tensor]:
+        if self.is_last:
+            return [maps.permute(1, 0, 2, 3).flatten(1)]
+        return list(maps.flatten(2))
+
+    def _hidden_matrix(self, values: Tensor) -> Tensor:
+        return values.view(-1, self.num_hidden).t() if self.is_last else values.view(self.num_hidden, -1)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def _like(tensor: Tensor, x: Tensor) -> Tensor:
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)

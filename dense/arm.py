@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 import dense.pictures  # noqa: F401  (registers its hook)
 from dense.data.walk import heads_of
 from dense.errors import UserError
+from dense.tuning import choose
 
 
 def arm_for_training(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) -> None:
@@ -20,6 +21,7 @@ def arm_for_training(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
         start_epoch: Epochs that the run has behind it.
         start_iter: Steps that the run has behind it.
     """
+    choose(cfg)
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(cfg, loader.dataset, False))

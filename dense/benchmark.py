@@ -6,9 +6,9 @@ first and channels last, the better of the two counts. That of FasterNet (Table 
 machine that slows down slows all of them down; medians of single steps count; and a ratio compares two models turn by
 turn.
 
-A training step is forward, loss, backward and a step of SGD with momentum; a backbone's loss is the mean square of its
-last map. A whole model's inference runs all its parts with given regions (:mod:`dense.parts`), RoIAlign included, NMS
-and the resizing of results not.
+A training step is forward, loss, backward and a step of SGD with momentum, or of AdamW; a backbone's loss is the mean
+square of its last map. A whole model's inference runs all its parts with given regions (:mod:`dense.parts`), RoIAlign
+included, NMS and the resizing of results not.
 """
 
 import time
@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from dense.benchmark_models import FUSED, Subject, build_subject
+from dense.benchmark_models import LEAN, Subject, build_subject, plain_name
 from dense.errors import UserError
 from dense.machine import available_memory, gemm_rate, hardware, page_faults, peak_growth, synchronize, versions
 from dense.screen import notice
@@ -46,6 +46,7 @@ class Protocol:
         layouts: Memory formats to try, of :data:`LAYOUTS`.
         threads: Of the CPU; None leaves PyTorch's choice, and takes one for latency.
         device: ``'cpu'``, ``'cuda'``, or None for the GPU if there is one.
+        optimizer: ``'sgd'`` or ``'adamw'``, which a model with lean MLPs gets in its fused form, as training does.
         tf32: Whether matrix products and convolutions on a GPU may round their inputs to TF32, as on the papers' A100.
     """
 
@@ -58,6 +59,7 @@ class Protocol:
     layouts: tuple[str, ...] = ('first', 'last')
     threads: int | None = None
     device: str | None = None
+    optimizer: Literal['sgd', 'adamw'] = 'sgd'
     tf32: bool = True
 
 
@@ -157,6 +159,7 @@ def benchmark(
     baseline: str | None = None,
     build: Callable[..., Subject] = build_subject,
     clock: Clock = time.perf_counter,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Measure models side by side.
 
@@ -166,6 +169,7 @@ def benchmark(
         baseline: One of the models; it is added if it is not among them.
         build: Makes a model from its name.
         clock: Returns seconds.
+        notes: What else the result shall say of how it was measured.
 
     Raises:
         UserError: A name is not understood, or not even one image fits into memory.
@@ -173,16 +177,16 @@ def benchmark(
     protocol = _completed(protocol)
     device = torch.device(protocol.device or 'cpu')
     names = list(dict.fromkeys([*names, *([baseline] if baseline else [])]))
-    notes: list[str] = []
+    said = list(notes)
     cases: list[Case] = []
     with _configured(protocol, device):
         for name in names:
             subject = build(name, train=protocol.mode == 'train', device=device, shape=protocol.shape)
-            batch = _fitting_batch(subject, protocol, device, notes)
-            cases += [_case(subject, layout, batch, protocol.mode) for layout in protocol.layouts]
+            batch = _fitting_batch(subject, protocol, device, said)
+            cases += [_case(subject, layout, batch, protocol) for layout in protocol.layouts]
         gemm = measure(cases, protocol, device, clock)
     found = [case.result for case in cases]
-    return Result(protocol, hardware(device), versions(device), notes, gemm, found, baseline)
+    return Result(protocol, hardware(device), versions(device), said, gemm, found, baseline)
 
 
 def _completed(protocol: Protocol) -> Protocol:
@@ -247,7 +251,7 @@ def _timed(step: Callable[[], None], device: torch.device, clock: Clock) -> floa
     return clock() - start
 
 
-def _case(subject: Subject, layout: str, batch: int, mode: Mode) -> Case:
+def _case(subject: Subject, layout: str, batch: int, protocol: Protocol) -> Case:
     images = subject.images(batch).to(memory_format=LAYOUTS[layout])
 
     def prepare() -> None:
@@ -255,10 +259,10 @@ def _case(subject: Subject, layout: str, batch: int, mode: Mode) -> Case:
             subject.model.to(memory_format=LAYOUTS[layout])
 
     result = Measurement(subject.name, layout, batch, subject.shape, subject.is_fused, subject.flops)
-    return Case(subject, result, make_step(subject, images, mode), prepare)
+    return Case(subject, result, make_step(subject, images, protocol.mode, protocol.optimizer), prepare)
 
 
-def make_step(subject: Subject, images: torch.Tensor, mode: Mode) -> Callable[[], None]:
+def make_step(subject: Subject, images: torch.Tensor, mode: Mode, optimizer_name: str = 'sgd') -> Callable[[], None]:
     """Return the step that is timed."""
     if mode != 'train':
 
@@ -267,7 +271,7 @@ def make_step(subject: Subject, images: torch.Tensor, mode: Mode) -> Callable[[]
             subject.run(subject.model, images)
 
         return infer
-    optimizer = torch.optim.SGD(subject.model.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = _optimizer(subject, optimizer_name)
 
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -277,12 +281,18 @@ def make_step(subject: Subject, images: torch.Tensor, mode: Mode) -> Callable[[]
     return train
 
 
+def _optimizer(subject: Subject, name: str) -> torch.optim.Optimizer:
+    if name == 'sgd':
+        return torch.optim.SGD(subject.model.parameters(), lr=1e-3, momentum=0.9)
+    return torch.optim.AdamW(subject.model.parameters(), lr=1e-4, fused=subject.name.endswith(LEAN) or None)
+
+
 def _fitting_batch(subject: Subject, protocol: Protocol, device: torch.device, notes: list[str]) -> int:
-    is_config = subject.name.removesuffix(FUSED).endswith('.py')
+    is_config = plain_name(subject.name).endswith('.py')
     asked = protocol.batch or ((2 if protocol.mode == 'train' else 1) if is_config else 128)
 
     def attempt(batch: int) -> None:
-        make_step(subject, subject.images(batch), protocol.mode)()
+        make_step(subject, subject.images(batch), protocol.mode, protocol.optimizer)()
 
     limit = available_memory() if device.type == 'cpu' else None
     batch = fit_batch(attempt, asked, device=device, limit=limit, smallest=2 if protocol.mode == 'train' else 1)

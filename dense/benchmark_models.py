@@ -2,7 +2,7 @@
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`backbones.fuse`).
+(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`).
 """
 
 import re
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
+from backbones.base import StagedBackbone
 from backbones.fuse import fuse
 from dense.complexity import FORMULAS, usual_shape
 from dense.errors import UserError, did_you_mean
@@ -26,7 +27,7 @@ from dense.parts import run_parts
 from dense.samples import SAMPLES, random_regions
 from dense.screen import quiet_libraries
 
-FUSED = '+fused'
+FUSED, LEAN = '+fused', '+lean'
 IMAGENET = (3, 224, 224)
 _PATTERN = re.compile(r'(?P<family>[\w.]+):(?P<arch>[\w.-]+)')
 
@@ -43,7 +44,7 @@ class Subject:
         loss: Model and images (N, C, H, W) -> scalar; for training.
         is_fused: Whether it was rewritten for inference.
         flops: FLOPs of a step for one image, two for each multiply-accumulate; a training step counts its backward
-            pass, too.
+            pass, too, but not what is computed again there.
     """
 
     name: str
@@ -74,10 +75,11 @@ def build_subject(
         seed: Of the weights.
 
     Raises:
-        UserError: The name is not understood, or it asks for training a fused model.
+        UserError: The name is not understood, or it asks for training a fused model or for lean MLPs where there are
+            none.
     """
-    plain = name.removesuffix(FUSED)
-    if plain != name and train:
+    plain, is_fused = plain_name(name), name.endswith(FUSED)
+    if is_fused and train:
         raise UserError(f'{name} cannot be trained: a fused model has no gradients', f'give {plain}, or --mode infer')
     torch.manual_seed(seed)
     with quiet_libraries():
@@ -85,9 +87,28 @@ def build_subject(
         subject.name = name
         subject.model.to(device).train(train)
         subject.flops = _count_flops(subject, train)
-        if plain != name:
+        if name.endswith(LEAN):
+            _make_lean(subject)
+        if is_fused:
             subject.model, subject.is_fused = fuse(subject.model), True
     return subject
+
+
+def plain_name(name: str) -> str:
+    """Return a model's name without what stands behind it."""
+    return name.removesuffix(FUSED).removesuffix(LEAN)
+
+
+def _make_lean(subject: Subject) -> None:
+    found = [module for module in subject.model.modules() if isinstance(module, StagedBackbone)]
+    remedy = f'give {plain_name(subject.name)}'
+    if not found:
+        raise UserError(f'{subject.name} has no backbone of this project to make lean', remedy)
+    for backbone in found:
+        try:
+            backbone.use_lean_mlp()
+        except ValueError as error:
+            raise UserError(str(error).split('\n')[0], remedy) from error
 
 
 def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:

@@ -72,8 +72,9 @@ def as_json(result: Result) -> str:
 def _setup(result: Result) -> str:
     protocol, on_gpu = result.protocol, result.protocol.device == 'cuda'
     precision = ('TF32' if protocol.tf32 else 'FP32 without TF32') if on_gpu else 'FP32'
+    mode = protocol.mode + (f' with {protocol.optimizer}' if protocol.mode == 'train' else '')
     lines = [
-        f'{protocol.mode}: {protocol.warmup} + {protocol.iters} steps, {_counted(protocol.repeats, "turn")} each, '
+        f'{mode}: {protocol.warmup} + {protocol.iters} steps, {_counted(protocol.repeats, "turn")} each, '
         f'medians; {precision}, {_counted(protocol.threads or 1, "thread")}',
         result.hardware,
         ', '.join(f'{name} {version}' for name, version in result.versions.items()),

@@ -42,6 +42,7 @@ def load_config(
     resume: str | None = None,
     load_from: str | Path | None = None,
     amp: bool = False,
+    compiled: bool = False,
     auto_scale_lr: bool = False,
     launcher: str = 'none',
     seed: int | None = None,
@@ -57,6 +58,7 @@ def load_config(
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
         load_from: Checkpoint file whose weights training starts from.
         amp: Train in mixed precision.
+        compiled: Compile the backbone; a config's own ``compile`` (arguments of ``torch.compile``) is kept.
         auto_scale_lr: Scale the learning rate with the images per step, from the number that the config was made for.
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
         seed: Seed of every random number; by default that of the resumed run, of the config, or else 0.
@@ -78,6 +80,8 @@ def load_config(
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
+    if compiled:
+        cfg.compile = cfg.get('compile') or True
     if auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise UserError(

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import distributed, nn
 
 from dense.screen import log_into, notice
+from dense.tuning import compile_backbones
 
 
 @RUNNERS.register_module()
@@ -48,6 +49,13 @@ class DenseRunner(Runner):
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False),
             )
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _maybe_compile(self, target: str) -> None:
+        # MMEngine's would compile the whole training step, whose losses depend on the data.
+        options = self.cfg.get('compile')
+        if options:
+            names = compile_backbones(self.model, {} if options is True else dict(options))
+            notice(f'compiled at the first steps, which take longer: {", ".join(names)}')
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None) -> None:
         """Scale the learning rates linearly with the images per step, if the config asks for it, and say so.

@@ -236,6 +236,37 @@ def test_unknown_names(name, cause, remedy):
     assert cause in caught.value.cause and remedy in caught.value.remedy
 
 
+def test_lean_model():
+    lean, plain = (
+        build_subject(name, train=True, device=CPU, shape=(3, 64, 64))
+        for name in ('InceptionNeXt:atto+lean', 'InceptionNeXt:atto')
+    )
+    assert all(block.lean_mlp for stage in lean.model.stages for block in stage.blocks) and not lean.is_fused
+    assert not plain.model.stages[0].blocks[0].lean_mlp
+    losses = [float(subject.loss(subject.model, subject.images(2)).detach()) for subject in (lean, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert lean.flops == plain.flops
+
+
+@pytest.mark.parametrize(
+    ('name', 'cause'), [('FasterNet:t0+lean', 'no lean MLP'), ('timm:resnet18+lean', 'no backbone')]
+)
+def test_not_every_model_can_be_lean(name, cause):
+    with pytest.raises(UserError, match=cause) as caught:
+        build_subject(name, train=True, device=CPU, shape=(3, 32, 32))
+    assert name.removesuffix('+lean') in caught.value.remedy
+
+
+def test_optimizer_of_the_step():
+    for name, optimizer, kind, fused in (
+        ('InceptionNeXt:atto', 'sgd', torch.optim.SGD, None),
+        ('InceptionNeXt:atto', 'adamw', torch.optim.AdamW, None),
+        ('InceptionNeXt:atto+lean', 'adamw', torch.optim.AdamW, True),
+    ):
+        made = bench._optimizer(Subject(name, nn.Linear(1, 1), (3, 4, 4), len, len), optimizer)
+        assert type(made) is kind and made.param_groups[0]['fused'] is fused
+
+
 def test_a_fused_model_does_not_train():
     with pytest.raises(UserError, match='no gradients'):
         build_subject('InceptionNeXt:atto+fused', train=True, device=CPU)

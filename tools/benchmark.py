@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,7 +14,8 @@ MODEL is one of
   InceptionNeXt:tiny       class and arch of a backbone, without a classifier
   timm:resnet50            a model of timm, without its classifier
   configs/.../NAME.py      a whole detector, segmentor or classifier
-and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused.
+and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
++lean trains it with lean MLPs (and AdamW in its fused form), as tools/train.py does on a CPU.
 
 The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
 On a CPU: tools/benchmark.py InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='of every model (default: 3)')
     parser.add_argument('--threads', type=int, help="of the CPU (default: PyTorch's choice; 1 for latency)")
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
+    parser.add_argument('--optimizer', choices=('sgd', 'adamw'), default='sgd', help='of --mode train (default: sgd)')
+    parser.add_argument('--keep-memory', action='store_true', help='as tools/train.py does, for every model')
+    parser.add_argument('--cpu-time', action='store_true', help='time of all threads, instead of what a clock shows')
     parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')
     parser.add_argument('--out', metavar='FILE', help='write the result, as .json or .md')
     args = common.parse(parser, argv)
@@ -57,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and min(value if name == 'shape' else [value]) < (name != 'warmup'):
             parser.error(f'--{name} must be positive')
-    return common.run(lambda: _benchmark(args), args)
+    return common.run(lambda: _benchmark(args), args, keep_memory=args.keep_memory)
 
 
 def _benchmark(args: argparse.Namespace) -> None:
@@ -76,9 +81,13 @@ def _benchmark(args: argparse.Namespace) -> None:
         layouts=('first', 'last') if args.layout == 'both' else (args.layout,),
         threads=args.threads,
         device=args.device,
+        optimizer=args.optimizer,
         tf32=not args.no_tf32,
     )
-    result = benchmark(args.models, protocol, baseline=args.baseline)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    asked = ((args.cpu_time, 'CPU time of all threads'), (args.keep_memory, 'freed memory is kept'))
+    notes = [note for is_asked, note in asked if is_asked]
+    result = benchmark(args.models, protocol, baseline=args.baseline, clock=clock, notes=notes)
     print(as_text(result))
     if args.out:
         write(result, args.out)

@@ -47,13 +47,16 @@ def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: 
     target.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def run(command: Callable[[], None], args: argparse.Namespace, *, log_dir: str | None = None) -> int:
+def run(
+    command: Callable[[], None], args: argparse.Namespace, *, log_dir: str | None = None, keep_memory: bool = True
+) -> int:
     """Run a command; on an error write two lines, its cause and how to mend it.
 
     Args:
         command: What to run.
         args: From :func:`parse`.
         log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
+        keep_memory: Keep freed memory (:mod:`dense.allocator`), unless the environment forbids it.
 
     Returns:
         Exit status.
@@ -62,6 +65,10 @@ def run(command: Callable[[], None], args: argparse.Namespace, *, log_dir: str |
     # OpenMP reads this once, when PyTorch is imported.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     # After the command line is read, so that --help need not wait for PyTorch.
+    from dense import allocator
     from dense.cli import run as run_command
+
+    if keep_memory:
+        allocator.keep_memory()
 
     return run_command(command, show_traceback=args.traceback, log_dir=log_dir)

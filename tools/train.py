@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--compile', action='store_true', help='compile the backbone')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--seed', type=int, help='seed of every random number (default: 0)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms, even where slower')
@@ -49,6 +50,7 @@ def _train(args: argparse.Namespace) -> None:
         resume=args.resume,
         load_from=args.load_from,
         amp=args.amp,
+        compiled=args.compile,
         auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher,
         seed=args.seed,
