@@ -1,0 +1,103 @@
+"""From a model to a file: :func:`export_model`."""
+
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from dense.errors import UserError
+from dense.export.graphs import ExportGraph
+
+FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
+NEEDED = ('onnx', 'onnxscript')
+OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
+SMALLEST = 64  # pixels: below, the deepest map has one row or column, which is recorded as another program
+LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
+METADATA = 'inceptionnext-dense'  # key of the file's description
+
+
+def export_model(
+    graph: ExportGraph,
+    path: str | Path,
+    *,
+    fmt: str = 'onnx',
+    shape: tuple[int, int] = (256, 320),
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Record a graph for images of any size and write it to a file.
+
+    Args:
+        graph: What the file computes.
+        path: The file; ONNX puts weights above 2 GB beside it.
+        fmt: ``onnx``, or ``torch`` for a program of ``torch.export`` (``.pt2``).
+        shape: Height and width in pixels of the image that the recording runs on, at least 64 and different.
+        metadata: Stored in the file as JSON, with the names of the outputs and what they are.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: A package is missing, or an argument is out of its range.
+    """
+    path = Path(path)
+    _check(path, fmt, shape)
+    text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=SMALLEST))
+    program = record(graph, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fmt == 'torch':
+        torch.export.save(program, path, extra_files={METADATA: text})
+    else:
+        _write_onnx(program, graph, path, text)
+    return path
+
+
+def _check(path: Path, fmt: str, shape: tuple[int, int]) -> None:
+    if fmt not in FORMATS:
+        raise UserError(f'unknown format {fmt!r}', f'allowed: {", ".join(FORMATS)}')
+    if path.suffix != FORMATS[fmt]:
+        raise UserError(f'{path} does not end in {FORMATS[fmt]}', f'name it {path.with_suffix(FORMATS[fmt])}')
+    if min(shape) < SMALLEST or shape[0] == shape[1]:
+        raise UserError(
+            f'cannot record at {shape[0]} x {shape[1]} pixels',
+            f'give two different sides of at least {SMALLEST}; other sizes run all the same',
+        )
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if fmt == 'onnx' and missing:
+        raise UserError(
+            f'writing ONNX needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'"
+        )
+
+
+def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
+    """Record a graph by running it once, with height and width left open.
+
+    Args:
+        graph: What to record; parameters stay where they are.
+        shape: Height and width of the image, in pixels.
+    """
+    height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ('height', 'width'))
+    image = torch.randint(256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        return torch.export.export(
+            graph.eval(),
+            (image,),
+            dynamic_shapes={graph.INPUT: {2: height, 3: width}},
+            # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def _write_onnx(program: ExportedProgram, graph: ExportGraph, path: Path, text: str) -> None:
+    logging.getLogger('onnxscript').setLevel(logging.ERROR)
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, output_names=list(graph.output_names), verbose=False
+    )
+    assert onnx_program is not None
+    onnx_program.model.metadata_props[METADATA] = text
+    onnx_program.save(path)
