@@ -69,6 +69,10 @@ class TwoStageGraph(ExportGraph):
         padded = torch.cat([kept, kept.new_zeros(1)])
         return (*found, self._masks(maps, boxes[padded], labels[padded])[:-1])
 
+    def signature(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        """The scores: by rounding alone, boxes of nearly equal ones may change their places."""
+        return F.pad(outputs[1], (0, self.model.roi_head.test_cfg.max_per_img - len(outputs[1])))
+
     def _pad(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
         return F.pad(image, (0, -width % self.divisor, 0, -height % self.divisor))
@@ -142,9 +146,7 @@ def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut boxes ``(N, 4)`` off at the border of an image of height and width ``size``."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(dim=1)
-    return torch.stack(
-        [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=1
-    )
+    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=1)
 
 
 def _suppress(

@@ -40,6 +40,10 @@ class ExportGraph(nn.Module):
         """What the outputs are."""
         return self.TASK
 
+    def signature(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        """Numbers by which two outputs for the same image are compared."""
+        return torch.cat([output.detach().float().flatten() for output in outputs])
+
 
 class BackboneGraph(ExportGraph):
     """The maps of a backbone.

@@ -1,6 +1,7 @@
 """From a model to a file: :func:`export_model`."""
 
 import importlib.util
+import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from dense.errors import UserError
@@ -19,6 +19,8 @@ NEEDED = ('onnx', 'onnxscript')
 OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
 SMALLEST = 64  # pixels: below, the deepest map has one row or column, which is recorded as another program
 LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
+DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
+AGREEMENT = 0.99  # of the values of a recording with those of the model, at another size
 METADATA = 'inceptionnext-dense'  # key of the file's description
 
 
@@ -49,6 +51,7 @@ def export_model(
     _check(path, fmt, shape)
     text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=SMALLEST))
     program = record(graph, shape)
+    _prove(graph, program, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     if fmt == 'torch':
         torch.export.save(program, path, extra_files={METADATA: text})
@@ -67,11 +70,11 @@ def _check(path: Path, fmt: str, shape: tuple[int, int]) -> None:
             f'cannot record at {shape[0]} x {shape[1]} pixels',
             f'give two different sides of at least {SMALLEST}; other sizes run all the same',
         )
+    if DEFERRED not in inspect.signature(torch.export.export).parameters:
+        raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the one of constraints.txt')
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if fmt == 'onnx' and missing:
-        raise UserError(
-            f'writing ONNX needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'"
-        )
+        raise UserError(f'writing ONNX needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'")
 
 
 def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
@@ -82,14 +85,33 @@ def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
         shape: Height and width of the image, in pixels.
     """
     height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ('height', 'width'))
-    image = torch.randint(256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
+    image = example_image(shape)
     with torch.no_grad():
         return torch.export.export(
             graph.eval(),
             (image,),
             dynamic_shapes={graph.INPUT: {2: height, 3: width}},
             # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
-            prefer_deferred_runtime_asserts_over_guards=True,
+            **{DEFERRED: True},
+        )
+
+
+def example_image(shape: tuple[int, int]) -> torch.Tensor:
+    """Return random pixels, always the same, 0..255, shape ``(1, 3, *shape)``."""
+    return torch.randint(256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
+
+
+def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int]) -> None:
+    # A layer that makes a plain number of a size fixes it, and the recording does not tell.
+    other = (shape[1] + 37, shape[0] + 5)
+    image = example_image(other)
+    with torch.no_grad():
+        recorded, computed = (graph.signature(run(image)) for run in (program.module(), graph))
+    same = recorded.shape == computed.shape and torch.isclose(recorded, computed, rtol=1e-3, atol=1e-3).float().mean()
+    if same is False or (computed.numel() and same < AGREEMENT):
+        raise UserError(
+            f'recorded at {shape[0]} x {shape[1]} pixels, the model computes something else at {other[0]} x {other[1]}',
+            'a layer fixes the size of its output; replace it in the config, or export the backbone with --backbone',
         )
 
 
