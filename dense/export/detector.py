@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backbones.fuse import fuse
 from dense.errors import UserError
+from dense.export.blocks import use_convolutions
 from dense.export.graphs import ExportGraph, Normalize
 
 NOTHING = -1.0  # score of what fills up
@@ -41,6 +42,7 @@ class TwoStageGraph(ExportGraph):
         self.normalize = Normalize(preprocessor)
         self.divisor = int(preprocessor.pad_size_divisor)
         self.model: Any = fuse(model)
+        use_convolutions(self.model)
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backbones.base import DenseBackbone
 from backbones.fuse import fuse
+from dense.export.blocks import use_convolutions
 
 
 class ExportGraph(nn.Module):
@@ -57,6 +58,7 @@ class BackboneGraph(ExportGraph):
     def __init__(self, backbone: DenseBackbone) -> None:
         super().__init__()
         self.backbone = fuse(backbone)
+        use_convolutions(self.backbone)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -109,6 +111,7 @@ class SegmentorGraph(ExportGraph):
         super().__init__()
         self.normalize = Normalize(model.get_submodule('data_preprocessor'))
         self.model: Any = fuse(model)
+        use_convolutions(self.model)
         _replace_fixed_sizes(self.model)
         self.logits = logits
 
