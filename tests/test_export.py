@@ -129,7 +129,7 @@ def reference_detections(model: nn.Module, x: torch.Tensor):
 
 def check_detections(model: nn.Module, path: Path, *, least: int = 3) -> None:
     paste = load('exported').paste
-    for size in SIZES:
+    for size in [(96, 128), *SIZES[1:]]:
         x = image(*size)
         expected = reference_detections(model, x)
         boxes, scores, labels, masks = outputs_of(path, x)

@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import common
 
 EPILOG = """\
-The file takes one RGB image, 0..255, of any height and width from 64 pixels on, and gives
+The file takes one RGB image, 0..255, of any height and width from 64 pixels on
+(detectors 96), and gives
   a segmentor    labels (1, H, W), or with --logits the scores of all classes (1, classes, H, W)
   Mask R-CNN     boxes (K, 4) in pixels, scores (K,), labels (K,), masks (K, 28, 28) to be laid over the boxes
   --backbone     one map for each output; it takes a normalised image

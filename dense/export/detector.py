@@ -34,6 +34,7 @@ class TwoStageGraph(ExportGraph):
     """
 
     TASK = 'instances'
+    SMALLEST = 96  # the pyramid has a level of stride 64
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -26,10 +26,13 @@ class ExportGraph(nn.Module):
     Attributes:
         TASK: What the outputs are: ``features``, ``labels``, ``logits`` or ``instances``.
         INPUT: Name of the input.
+        SMALLEST: Least height and width, in pixels: below, the deepest map has one row, and another program is
+            recorded.
     """
 
     TASK: ClassVar[str]
     INPUT: ClassVar[str] = 'image'
+    SMALLEST: ClassVar[int] = 64
 
     @property
     @abstractmethod

@@ -17,7 +17,6 @@ from dense.export.graphs import ExportGraph
 FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 NEEDED = ('onnx', 'onnxscript')
 OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
-SMALLEST = 64  # pixels: below, the deepest map has one row or column, which is recorded as another program
 LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
 DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
 AGREEMENT = 0.99  # of the values of a recording with those of the model, at another size
@@ -38,7 +37,8 @@ def export_model(
         graph: What the file computes.
         path: The file; ONNX puts weights above 2 GB beside it.
         fmt: ``onnx``, or ``torch`` for a program of ``torch.export`` (``.pt2``).
-        shape: Height and width in pixels of the image that the recording runs on, at least 64 and different.
+        shape: Height and width in pixels of the image that the recording runs on: different, and at least the
+            graph's smallest.
         metadata: Stored in the file as JSON, with the names of the outputs and what they are.
 
     Returns:
@@ -48,8 +48,8 @@ def export_model(
         UserError: A package is missing, or an argument is out of its range.
     """
     path = Path(path)
-    _check(path, fmt, shape)
-    text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=SMALLEST))
+    _check(path, fmt, shape, graph.SMALLEST)
+    text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=graph.SMALLEST))
     program = record(graph, shape)
     _prove(graph, program, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,15 +60,15 @@ def export_model(
     return path
 
 
-def _check(path: Path, fmt: str, shape: tuple[int, int]) -> None:
+def _check(path: Path, fmt: str, shape: tuple[int, int], smallest: int) -> None:
     if fmt not in FORMATS:
         raise UserError(f'unknown format {fmt!r}', f'allowed: {", ".join(FORMATS)}')
     if path.suffix != FORMATS[fmt]:
         raise UserError(f'{path} does not end in {FORMATS[fmt]}', f'name it {path.with_suffix(FORMATS[fmt])}')
-    if min(shape) < SMALLEST or shape[0] == shape[1]:
+    if min(shape) < smallest or shape[0] == shape[1]:
         raise UserError(
             f'cannot record at {shape[0]} x {shape[1]} pixels',
-            f'give two different sides of at least {SMALLEST}; other sizes run all the same',
+            f'give two different sides of at least {smallest}; other sizes run all the same',
         )
     if DEFERRED not in inspect.signature(torch.export.export).parameters:
         raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the one of constraints.txt')
@@ -84,7 +84,7 @@ def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
         graph: What to record; parameters stay where they are.
         shape: Height and width of the image, in pixels.
     """
-    height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ('height', 'width'))
+    height, width = (Dim(name, min=graph.SMALLEST, max=LARGEST) for name in ('height', 'width'))
     image = example_image(shape)
     with torch.no_grad():
         return torch.export.export(
