@@ -37,6 +37,8 @@ COMMANDS = {
     'benchmark': ['--baseline', '--shape', '+fused'],
     'complexity': ['--shape', '--all', '--json'],
     'demo': ['--work-dir'],
+    'export': ['--out', '--format', '--shape', '--backbone', '--logits'],
+    'infer': ['--out', '--score'],
     'table': ['--check'],
     'test': ['--data-root', '--cfg-options', '--tta'],
     'train': ['--data-root', '--cfg-options', '--resume'],

@@ -1,0 +1,124 @@
+"""From a config and a checkpoint to a file: :func:`export_config`, which ``tools/export.py`` calls."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from backbones.base import DenseBackbone
+from dense.checkpoint import CheckpointMatchHook
+from dense.data.check import heads_of
+from dense.errors import UserError
+from dense.export.detector import TwoStageGraph
+from dense.export.graphs import BackboneGraph, ExportGraph, SegmentorGraph
+from dense.export.write import export_model
+from dense.launch import load_config
+from dense.screen import quiet_libraries
+
+
+def export_config(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    fmt: str = 'onnx',
+    shape: tuple[int, int] | None = None,
+    backbone: bool = False,
+    logits: bool = False,
+) -> ExportGraph:
+    """Write the trained model of a config to a file.
+
+    Args:
+        config: File, relative to the current folder or to the project.
+        checkpoint: File with the model's weights; every tensor must fit.
+        out: The file to write.
+        fmt: ``onnx`` or ``torch``.
+        shape: Height and width of the image to record with; 256 x 320 by default.
+        backbone: Only the backbone's maps, of normalised images.
+        logits: A segmentor's scores of all classes instead of labels.
+
+    Returns:
+        What the file computes.
+
+    Raises:
+        UserError: Something that the user can mend.
+    """
+    cfg = load_config(config)
+    with quiet_libraries():
+        model, classes = _load(cfg, checkpoint)
+        graph = choose_graph(model, backbone=backbone, logits=logits)
+        export_model(graph, out, fmt=fmt, shape=shape or (256, 320), metadata=describe(cfg, classes, backbone=backbone))
+    return graph
+
+
+def _load(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
+    if not Path(checkpoint).is_file():
+        raise UserError(f'checkpoint not found: {checkpoint}', 'give the file that training saved (*.pth)')
+    content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+    classes = content.get('meta', {}).get('dataset_meta') or {}
+    if classes.get('classes'):
+        for _, head in heads_of(cfg.model):  # one's own data says its classes in training only
+            head['num_classes'] = len(classes['classes'])
+    cfg.model.backbone.init_cfg = None
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    CheckpointMatchHook().after_load_checkpoint(SimpleNamespace(model=model), content)
+    state = content.get('state_dict', content)
+    model.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in state.items()})
+    return model, classes
+
+
+def choose_graph(model: nn.Module, *, backbone: bool = False, logits: bool = False) -> ExportGraph:
+    """Return what a file of the model computes.
+
+    Args:
+        model: In evaluation mode.
+        backbone: Only its backbone.
+        logits: A segmentor's scores instead of labels.
+
+    Raises:
+        UserError: Such a model is not known.
+    """
+    if backbone:
+        part = model.get_submodule('backbone')
+        if not isinstance(part, DenseBackbone):
+            raise UserError(f'the backbone is a {type(part).__name__}, none of this project', 'export the whole model')
+        return BackboneGraph(part)
+    if hasattr(model, 'decode_head'):
+        return SegmentorGraph(model, logits=logits)
+    if hasattr(model, 'roi_head'):
+        return TwoStageGraph(model)
+    raise UserError(f'a whole {type(model).__name__} cannot be exported', 'export its backbone with --backbone')
+
+
+def describe(cfg: Config, classes: Mapping[str, Any], *, backbone: bool = False) -> dict[str, Any]:
+    """Return what a runner needs to know besides the file: size of images, names and colours of classes.
+
+    Args:
+        cfg: Of the model; its test pipeline says how images are resized.
+        classes: ``classes`` and ``palette``, as checkpoints store them.
+        backbone: The file takes normalised images.
+    """
+    resize = next(_resizes(cfg.get('test_dataloader') or {}), None)
+    return dict(
+        input='normalized image' if backbone else 'RGB, 0..255',
+        resize=None if resize is None else dict(scale=resize['scale'], keep_ratio=resize.get('keep_ratio', False)),
+        classes=list(classes.get('classes') or ()),
+        palette=[[int(value) for value in color] for color in classes.get('palette') or ()],
+    )
+
+
+def _resizes(node: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(node, Mapping):
+        if node.get('type') == 'Resize' and node.get('scale'):
+            yield node
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for item in node:
+            yield from _resizes(item)

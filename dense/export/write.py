@@ -1,0 +1,125 @@
+"""From a model to a file: :func:`export_model`."""
+
+import importlib.util
+import inspect
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from dense.errors import UserError
+from dense.export.graphs import ExportGraph
+
+FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
+NEEDED = ('onnx', 'onnxscript')
+OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
+LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
+DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
+AGREEMENT = 0.99  # of the values of a recording with those of the model, at another size
+METADATA = 'inceptionnext-dense'  # key of the file's description
+
+
+def export_model(
+    graph: ExportGraph,
+    path: str | Path,
+    *,
+    fmt: str = 'onnx',
+    shape: tuple[int, int] = (256, 320),
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Record a graph for images of any size and write it to a file.
+
+    Args:
+        graph: What the file computes.
+        path: The file; ONNX puts weights above 2 GB beside it.
+        fmt: ``onnx``, or ``torch`` for a program of ``torch.export`` (``.pt2``).
+        shape: Height and width in pixels of the image that the recording runs on: different, and at least the
+            graph's smallest.
+        metadata: Stored in the file as JSON, with the names of the outputs and what they are.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: A package is missing, or an argument is out of its range.
+    """
+    path = Path(path)
+    _check(path, fmt, shape, graph.SMALLEST)
+    text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=graph.SMALLEST))
+    program = record(graph, shape)
+    _prove(graph, program, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fmt == 'torch':
+        torch.export.save(program, path, extra_files={METADATA: text})
+    else:
+        _write_onnx(program, graph, path, text)
+    return path
+
+
+def _check(path: Path, fmt: str, shape: tuple[int, int], smallest: int) -> None:
+    if fmt not in FORMATS:
+        raise UserError(f'unknown format {fmt!r}', f'allowed: {", ".join(FORMATS)}')
+    if path.suffix != FORMATS[fmt]:
+        raise UserError(f'{path} does not end in {FORMATS[fmt]}', f'name it {path.with_suffix(FORMATS[fmt])}')
+    if min(shape) < smallest or shape[0] == shape[1]:
+        raise UserError(
+            f'cannot record at {shape[0]} x {shape[1]} pixels',
+            f'give two different sides of at least {smallest}; other sizes run all the same',
+        )
+    if DEFERRED not in inspect.signature(torch.export.export).parameters:
+        raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the one of constraints.txt')
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if fmt == 'onnx' and missing:
+        raise UserError(f'writing ONNX needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'")
+
+
+def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
+    """Record a graph by running it once, with height and width left open.
+
+    Args:
+        graph: What to record; parameters stay where they are.
+        shape: Height and width of the image, in pixels.
+    """
+    height, width = (Dim(name, min=graph.SMALLEST, max=LARGEST) for name in ('height', 'width'))
+    image = example_image(shape)
+    with torch.no_grad():
+        return torch.export.export(
+            graph.eval(),
+            (image,),
+            dynamic_shapes={graph.INPUT: {2: height, 3: width}},
+            # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
+            **{DEFERRED: True},
+        )
+
+
+def example_image(shape: tuple[int, int]) -> torch.Tensor:
+    """Return random pixels, always the same, 0..255, shape ``(1, 3, *shape)``."""
+    return torch.randint(256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
+
+
+def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int]) -> None:
+    # A layer that makes a plain number of a size fixes it, and the recording does not tell.
+    other = (shape[1] + 37, shape[0] + 5)
+    image = example_image(other)
+    with torch.no_grad():
+        recorded, computed = (graph.signature(run(image)) for run in (program.module(), graph))
+    same = recorded.shape == computed.shape and torch.isclose(recorded, computed, rtol=1e-3, atol=1e-3).float().mean()
+    if same is False or (computed.numel() and same < AGREEMENT):
+        raise UserError(
+            f'recorded at {shape[0]} x {shape[1]} pixels, the model computes something else at {other[0]} x {other[1]}',
+            'a layer fixes the size of its output; replace it in the config, or export the backbone with --backbone',
+        )
+
+
+def _write_onnx(program: ExportedProgram, graph: ExportGraph, path: Path, text: str) -> None:
+    logging.getLogger('onnxscript').setLevel(logging.ERROR)
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, output_names=list(graph.output_names), verbose=False
+    )
+    assert onnx_program is not None
+    onnx_program.model.metadata_props[METADATA] = text
+    onnx_program.save(path)

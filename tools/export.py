@@ -1,0 +1,60 @@
+"""Write a trained model as one file that runs elsewhere: python tools/export.py CONFIG CHECKPOINT --out FILE."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import common
+
+EPILOG = """\
+The file takes one RGB image, 0..255, of any height and width from 64 pixels on
+(detectors 96), and gives
+  a segmentor    labels (1, H, W), or with --logits the scores of all classes (1, classes, H, W)
+  Mask R-CNN     boxes (K, 4) in pixels, scores (K,), labels (K,), masks (K, 28, 28) to be laid over the boxes
+  --backbone     one map for each output; it takes a normalised image
+Run it with tools/infer.py, which needs neither PyTorch nor this project for ONNX.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, export, and say what was written.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit status.
+    """
+    parser = common.parser('export.py', 'Write a trained model as one file that runs elsewhere.', EPILOG)
+    common.add_config(parser)
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file with the weights (*.pth)')
+    parser.add_argument('--out', required=True, metavar='FILE', help='the file to write: .onnx, or .pt2 for torch')
+    parser.add_argument('--format', choices=('onnx', 'torch'), default='onnx', help='default: onnx')
+    parser.add_argument(
+        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the image to record with (default: 256 320)'
+    )
+    parser.add_argument('--backbone', action='store_true', help='only the maps of the backbone')
+    parser.add_argument('--logits', action='store_true', help="a segmentor's scores instead of labels")
+    args = common.parse(parser, argv)
+    return common.run(lambda: _export(args), args)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from dense.export.from_config import export_config
+
+    graph = export_config(
+        args.config,
+        args.checkpoint,
+        args.out,
+        fmt=args.format,
+        shape=tuple(args.shape) if args.shape else None,
+        backbone=args.backbone,
+        logits=args.logits,
+    )
+    print(f'{args.out}: {", ".join(graph.output_names)}; {Path(args.out).stat().st_size / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
