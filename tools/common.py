@@ -56,7 +56,8 @@ def run(
         command: What to run.
         args: From :func:`parse`.
         log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
-        keep_memory: Keep freed memory (:mod:`dense.allocator`), unless the environment forbids it.
+        keep_memory: Where there is no GPU, keep freed memory (:mod:`dense.allocator`), unless the environment forbids
+            it.
 
     Returns:
         Exit status.
@@ -65,10 +66,12 @@ def run(
     # OpenMP reads this once, when PyTorch is imported.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     # After the command line is read, so that --help need not wait for PyTorch.
+    import torch
+
     from dense import allocator
     from dense.cli import run as run_command
 
-    if keep_memory:
+    # With a GPU the large blocks are there; loading data for long with ever new sizes should give memory back.
+    if keep_memory and not torch.cuda.is_available():
         allocator.keep_memory()
-
     return run_command(command, show_traceback=args.traceback, log_dir=log_dir)
