@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from backbones.base import StagedBackbone
 from backbones.convnext import ConvNeXtBlock
 from backbones.fasternet import FasterNetBlock
-from backbones.fused import FusedBlock, RowNorm
+from backbones.fused import FusedBlock, PackedLinear, RowNorm
 from backbones.inceptionnext import MetaNeXtBlock
 from backbones.layers import BATCH_NORMS
 
@@ -60,10 +60,8 @@ CONVERTERS: list[Callable[[nn.Module], None]] = []
 
 def _fuse_backbone(backbone: StagedBackbone) -> None:
     backbone.stem = nn.Sequential(_ChannelsLast(), _fuse_chain(backbone.stem))
-    for i, stage in enumerate(backbone.stages):
+    for stage in backbone.stages:
         stage.downsample = _fuse_chain(stage.downsample)
-        if i > 0 and isinstance(stage.downsample, nn.Identity):
-            stage.downsample = _Copy()
         stage.blocks = nn.Sequential(*(_fuse_block(block) for block in stage.blocks))
         stage.with_cp = False
     backbone.to(memory_format=torch.channels_last)
@@ -75,14 +73,6 @@ class _ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
         return x.contiguous(memory_format=torch.channels_last)
-
-
-class _Copy(nn.Module):
-    """Keeps the map before it, which was returned, from being changed in place by the blocks behind it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H, W)``."""
-        return x.clone(memory_format=torch.channels_last)
 
 
 def _fuse_chain(chain: nn.Module) -> nn.Module:
@@ -177,13 +167,5 @@ def _fused_block(mixer: nn.Module, norm: nn.Module, mlp: _Mlp, gamma: Tensor | N
     if gamma is not None:
         weight2 = weight2 * gamma.view(-1, 1)
         bias2 = None if bias2 is None else bias2 * gamma
-    return FusedBlock(mixer=mixer, row_norm=row_norm, fc1=_linear(weight1, bias1), act=act, fc2=_linear(weight2, bias2))
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    out_features, in_features = weight.shape
-    with torch.device('meta'):
-        layer = nn.Linear(in_features, out_features, bias=bias is not None)
-    layer.weight = nn.Parameter(weight.contiguous())
-    layer.bias = None if bias is None else nn.Parameter(bias)
-    return layer
+    fc1, fc2 = PackedLinear(weight1, bias1), PackedLinear(weight2, bias2)
+    return FusedBlock(mixer=mixer, row_norm=row_norm, fc1=fc1, act=act, fc2=fc2)

@@ -2,26 +2,23 @@
 
 InceptionNeXt's, FasterNet's and ConvNeXt's blocks are one function once their norms and layer scales are folded into
 the neighbouring weights: a spatial mixer, then two matrix products over the channels of each position with an
-activation between, plus the input. On a CPU the two products run over a few hundred positions at a time, so that the
-hidden values, up to four times as wide as the map, stay in the cache and are never written to memory; the result is
-added to the input in place. On other devices, and where a graph is recorded, the same function runs whole.
+activation between, plus the input. On a CPU the weights of the products are laid out once in the order in which
+oneDNN's kernels read them, the activation and the sum are applied to each tile of a product while it is in the cache,
+and wide maps go through in blocks of positions, so that the hidden values, up to four times as wide as the map, never
+exist at once. On other devices, and where a graph is recorded, the same function runs whole.
 
 Shapes: N batch, C channels, D hidden channels, H and W height and width, P = N * H * W positions.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Hidden values that are held at a time: half of a core's second-level cache, together for the threads of a product.
-_HIDDEN_BYTES = 1 << 20
-
-_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.GELU: torch.ops.aten.gelu_,
-    nn.ReLU: torch.relu_,
-}
+# Hidden values that are held at a time. Below the 32 MiB from which the C library maps and unmaps every block of
+# memory anew, and large enough for the products to run at full rate (docs/benchmarks.md).
+_HIDDEN_BYTES = 8 << 20
 
 
 class RowNorm(nn.Module):
@@ -40,20 +37,76 @@ class RowNorm(nn.Module):
         return F.layer_norm(rows, rows.shape[-1:], eps=self.eps)
 
 
-class FusedBlock(nn.Module):
-    """``x + fc2(act(fc1(row_norm(mixer(x)))))`` for inference.
+class PackedLinear(nn.Linear):
+    """A linear layer for inference that keeps a second copy of its weights as oneDNN's kernels read them.
 
-    It may change its input in place: whoever calls it gives the map away. Gradients do not flow through it.
+    The copy is made in the first pass on a CPU, again when the weights have changed, and is no part of the state dict.
 
     Args:
-        mixer: ``(N, C, H, W) -> (N, C, H, W)``, a new tensor.
+        weight: ``(out_features, in_features)``.
+        bias: ``(out_features,)``, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        out_features, in_features = weight.shape
+        super().__init__(in_features, out_features, bias=bias is not None, device='meta')
+        self.weight = nn.Parameter(weight.contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self._packed: Tensor | None = None
+        self._packed_from: tuple[int, int] | None = None
+
+    def activated(self, rows: Tensor, act: nn.Module) -> Tensor:
+        """``act(self(rows))``, ``(P, in_features) -> (P, out_features)``."""
+        if not self._can_pack(rows):
+            return act(self(rows))
+        name, algorithm = _post_op(act)
+        hidden = torch.ops.mkldnn._linear_pointwise(rows, self._pack(), self.bias, name, [], algorithm)
+        return act(hidden) if name == 'none' else hidden
+
+    def added(self, rows: Tensor, other: Tensor) -> Tensor:
+        """``other + self(rows)``, ``(P, in_features), (P, out_features) -> (P, out_features)``."""
+        if not self._can_pack(rows):
+            return other + self(rows)
+        return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._pack(), self.bias, 'add')
+
+    def _can_pack(self, rows: Tensor) -> bool:
+        return (
+            rows.device.type == 'cpu'
+            and rows.dtype == self.weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled('cpu')
+        )
+
+    def _pack(self) -> Tensor:
+        version = 0 if self.weight.is_inference() else self.weight._version
+        if self._packed is None or self._packed_from != (self.weight.data_ptr(), version):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self._packed_from = (self.weight.data_ptr(), version)
+        return self._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_packed': None, '_packed_from': None}  # cannot be copied or stored; made again
+
+
+def _post_op(act: nn.Module) -> tuple[str, str]:
+    """Name and algorithm under which oneDNN applies an activation to its products; ``none`` where it does not."""
+    if isinstance(act, nn.GELU):
+        return 'gelu', act.approximate
+    return ('relu', 'none') if isinstance(act, nn.ReLU) else ('none', 'none')
+
+
+class FusedBlock(nn.Module):
+    """``x + fc2(act(fc1(row_norm(mixer(x)))))`` for inference. Gradients do not flow through it.
+
+    Args:
+        mixer: ``(N, C, H, W) -> (N, C, H, W)``, a new tensor, which the block may overwrite.
         row_norm: ``(P, C) -> (P, C)``, or ``nn.Identity()``.
         fc1: C to D.
         act: Elementwise.
         fc2: D to C.
     """
 
-    def __init__(self, *, mixer: nn.Module, row_norm: nn.Module, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear):
+    def __init__(self, *, mixer: nn.Module, row_norm: nn.Module, fc1: PackedLinear, act: nn.Module, fc2: PackedLinear):
         super().__init__()
         self.mixer = mixer
         self.row_norm = row_norm
@@ -66,12 +119,15 @@ class FusedBlock(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return self._forward_whole(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        mixed = self.mixer(x).permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # (P, C)
-        rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])  # (P, C), the memory of x
+        rows, mixed = _rows(x), _rows(self.mixer(x))
         num_rows = self._num_rows(rows)
-        for start in range(0, len(rows), num_rows):
-            self._add_rows(rows[start : start + num_rows], mixed[start : start + num_rows])
-        return x
+        if num_rows >= len(rows):
+            mixed = self._add_branch(rows, mixed)
+        else:
+            for block, mixed_block in zip(rows.split(num_rows), mixed.split(num_rows), strict=True):
+                mixed_block.copy_(self._add_branch(block, mixed_block))  # not needed any more: no new map
+        n, _, h, w = x.shape
+        return mixed.view(n, h, w, -1).permute(0, 3, 1, 2)
 
     def _forward_whole(self, x: Tensor) -> Tensor:
         rows = self.row_norm(self.mixer(x).permute(0, 2, 3, 1))  # (N, H, W, C)
@@ -82,10 +138,11 @@ class FusedBlock(nn.Module):
             return max(1, len(rows))
         return max(64, _HIDDEN_BYTES // (self.fc1.out_features * rows.element_size()))
 
-    def _add_rows(self, out: Tensor, mixed: Tensor) -> None:
-        """Add the branch of some positions, ``mixed`` ``(P, C)``, to ``out`` ``(P, C)``."""
-        hidden = self.fc1(self.row_norm(mixed))  # (P, D)
-        in_place = _IN_PLACE.get(type(self.act), self.act)
-        out.addmm_(in_place(hidden), self.fc2.weight.t())
-        if self.fc2.bias is not None:
-            out.add_(self.fc2.bias)
+    def _add_branch(self, rows: Tensor, mixed: Tensor) -> Tensor:
+        """``rows`` and ``mixed`` ``(P, C) -> (P, C)``."""
+        return self.fc2.added(self.fc1.activated(self.row_norm(mixed), self.act), rows)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(N, C, H, W) -> (P, C)``, a view if ``x`` lies channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])

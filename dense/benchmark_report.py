@@ -130,5 +130,5 @@ def _work(m: Measurement, gemm: float) -> list[str]:
         f'{m.flop_rate / 1e9:.1f}',
         f'{m.flop_rate / gemm:.0%}',
         f'{median(m.faults):.0f}',
-        f'{max(m.peak_growth) / 2**20:.0f}',
+        f'{median(m.peak_growth) / 2**20:.0f}',
     ]

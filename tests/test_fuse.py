@@ -1,14 +1,17 @@
 """Is a fused model the same function, and what does it promise besides?"""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from backbones import ConvNeXt, FasterNet, InceptionNeXt
+from backbones import fused as fused_module
 from backbones.fuse import fuse
-from backbones.fused import FusedBlock
+from backbones.fused import FusedBlock, PackedLinear
 
 CASES = [(family, arch) for family in (InceptionNeXt, FasterNet, ConvNeXt) for arch in family.ARCHS]
 every_arch = pytest.mark.parametrize(('family', 'arch'), CASES, ids=lambda v: v if isinstance(v, str) else v.__name__)
@@ -73,7 +76,7 @@ def test_any_size_and_any_outputs(family, arch, size, out_indices):
 
 
 def test_returned_maps_are_not_changed_afterwards():
-    """Blocks work in place; a map that was handed out must not be the memory that the next stage works in."""
+    """Blocks overwrite maps; one that was handed out must not be the memory that the next stage works in."""
     model = random_backbone(InceptionNeXt, 'atto')
     fused = fuse(model)
     with torch.no_grad():
@@ -109,11 +112,56 @@ def test_state_can_be_saved_and_loaded(family, arch, tmp_path):
     fused = fuse(random_backbone(family, arch))
     torch.save(fused.state_dict(), tmp_path / 'fused.pth')
     fresh = fuse(family(arch, layer_scale_init_value=1.0).eval())
-    fresh.load_state_dict(torch.load(tmp_path / 'fused.pth', weights_only=True))
     x = images(1, 3, 64, 64)
     with torch.no_grad():
+        fresh(x)  # what it derives from its first weights must not outlive them
+        fresh.load_state_dict(torch.load(tmp_path / 'fused.pth', weights_only=True))
         for got, expected in zip(fresh(x), fused(x), strict=True):
             assert torch.equal(got, expected)
+
+
+@smallest_arch
+def test_wide_maps_in_blocks_of_positions(family, arch, monkeypatch):
+    """Maps of test size are below the limit; with a lower one every stage is computed in several blocks."""
+    model = random_backbone(family, arch)
+    monkeypatch.setattr(fused_module, '_HIDDEN_BYTES', 1)
+    assert_same(fuse(model), model, images(2, 3, 200, 312))
+
+
+@smallest_arch
+def test_a_used_model_can_be_copied_and_pickled(family, arch):
+    fused = fuse(random_backbone(family, arch))
+    x = images(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = fused(x)
+        for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+            assert all(torch.equal(a, b) for a, b in zip(other(x), expected, strict=True))
+
+
+@smallest_arch
+def test_autocast_and_inference_mode(family, arch):
+    model = random_backbone(family, arch)
+    fused = fuse(model)
+    x = images(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(x)
+        assert all(relative_error(a, b) < 1e-4 for a, b in zip(fused(x), expected, strict=True))
+        with torch.autocast('cpu', torch.bfloat16):
+            assert all(relative_error(a.float(), b) < 0.1 for a, b in zip(fused(x), expected, strict=True))
+
+
+@pytest.mark.parametrize('act', [nn.GELU(), nn.GELU('tanh'), nn.ReLU(), nn.SiLU()], ids=str)
+@pytest.mark.parametrize('has_bias', [True, False])
+def test_packed_products(act, has_bias):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(24, 16, generator=generator), torch.randn(24, generator=generator)
+    rows, other = torch.randn(50, 16, generator=generator), torch.randn(50, 24, generator=generator)
+    layer = PackedLinear(weight, bias if has_bias else None).requires_grad_(False)
+    product = rows.double() @ weight.double().t() + (bias.double() if has_bias else 0)
+    torch.testing.assert_close(layer.activated(rows, act).double(), act(product), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.added(rows, other).double(), other + product, atol=1e-5, rtol=1e-5)
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer.added(rows, other - other), F.linear(rows, 2 * weight, layer.bias))
 
 
 def test_training_mode_is_refused():

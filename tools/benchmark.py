@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and min(value if name == 'shape' else [value]) < (name != 'warmup'):
             parser.error(f'--{name} must be positive')
-    return common.run(lambda: _benchmark(args), args, keep_memory=args.keep_memory)
+    return common.run(lambda: _benchmark(args), args, keep_memory=args.keep_memory, threads_sleep=False)
 
 
 def _benchmark(args: argparse.Namespace) -> None:

@@ -48,7 +48,12 @@ def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: 
 
 
 def run(
-    command: Callable[[], None], args: argparse.Namespace, *, log_dir: str | None = None, keep_memory: bool = True
+    command: Callable[[], None],
+    args: argparse.Namespace,
+    *,
+    log_dir: str | None = None,
+    keep_memory: bool = True,
+    threads_sleep: bool = True,
 ) -> int:
     """Run a command; on an error write two lines, its cause and how to mend it.
 
@@ -58,13 +63,14 @@ def run(
         log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
         keep_memory: Where there is no GPU, keep freed memory (:mod:`dense.allocator`), unless the environment forbids
             it.
+        threads_sleep: Waiting threads sleep instead of spinning, unless the environment says otherwise: twice as fast
+            beside one other busy process, as workers that load data are (2 cores), and about a tenth slower alone.
 
     Returns:
         Exit status.
     """
-    # Waiting threads sleep instead of spinning: beside one other busy process a step was ten times faster (2 cores).
-    # OpenMP reads this once, when PyTorch is imported.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    if threads_sleep:
+        os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # OpenMP reads this once, when PyTorch is imported
     # After the command line is read, so that --help need not wait for PyTorch.
     import torch
 
