@@ -156,7 +156,7 @@ def test_packed_products(act, has_bias):
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(24, 16, generator=generator), torch.randn(24, generator=generator)
     rows, other = torch.randn(50, 16, generator=generator), torch.randn(50, 24, generator=generator)
-    layer = PackedLinear(weight, bias if has_bias else None).requires_grad_(False)
+    layer = PackedLinear(weight.clone(), bias if has_bias else None).requires_grad_(False)
     product = rows.double() @ weight.double().t() + (bias.double() if has_bias else 0)
     torch.testing.assert_close(layer.activated(rows, act).double(), act(product), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(layer.added(rows, other).double(), other + product, atol=1e-5, rtol=1e-5)
