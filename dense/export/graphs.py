@@ -1,10 +1,10 @@
 """What an exported file computes: a backbone's maps, a segmentor's labels or logits.
 
-A graph is a module with one input, a batch of one image, and a fixed tuple of tensors for its output. It holds the
-fused model (:func:`backbones.fuse.fuse`), whose parts it calls; nothing in it depends on an image's size or content
-except through tensors, so that one recording serves every size.
+A graph is a module with one input, a batch of images (of one image where it answers per image), and a fixed tuple of
+tensors for its output. It holds the fused model (:func:`backbones.fuse.fuse`), whose parts it calls; nothing in it
+depends on an image's size or content except through tensors, so that one recording serves every size.
 
-Shapes: C channels, H and W height and width of the image.
+Shapes: N batch, C channels, H and W height and width of the image.
 """
 
 import sys
@@ -28,11 +28,13 @@ class ExportGraph(nn.Module):
         INPUT: Name of the input.
         SMALLEST: Least height and width, in pixels: below, the deepest map has one row, and another program is
             recorded.
+        ANY_BATCH: Whether the file takes any number of images at once, instead of one.
     """
 
     TASK: ClassVar[str]
     INPUT: ClassVar[str] = 'image'
     SMALLEST: ClassVar[int] = 64
+    ANY_BATCH: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -57,6 +59,7 @@ class BackboneGraph(ExportGraph):
     """
 
     TASK = 'features'
+    ANY_BATCH = True
 
     def __init__(self, backbone: DenseBackbone) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class BackboneGraph(ExportGraph):
         return tuple(f'stride{stride}' for stride in self.backbone.out_strides)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Normalised image ``(1, C, H, W)``, as the backbone itself takes it, to one map for each output."""
+        """Normalised images ``(N, C, H, W)``, as the backbone itself takes them, to one map for each output."""
         return tuple(self.backbone(image))
 
 
