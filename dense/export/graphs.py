@@ -42,6 +42,11 @@ class ExportGraph(nn.Module):
         """One name for each output."""
 
     @property
+    @abstractmethod
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """For each output, a name for each of its dimensions that depends on the input, None for a fixed one."""
+
+    @property
     def task(self) -> str:
         """What the outputs are."""
         return self.TASK
@@ -70,6 +75,11 @@ class BackboneGraph(ExportGraph):
     def output_names(self) -> tuple[str, ...]:
         """One name for each map, by its stride."""
         return tuple(f'stride{stride}' for stride in self.backbone.out_strides)
+
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """Height and width of a map by its stride, such as ``height_8``."""
+        return tuple(('batch', None, f'height_{stride}', f'width_{stride}') for stride in self.backbone.out_strides)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Normalised images ``(N, C, H, W)``, as the backbone itself takes them, to one map for each output."""
@@ -125,6 +135,11 @@ class SegmentorGraph(ExportGraph):
     def output_names(self) -> tuple[str, ...]:
         """``logits`` or ``labels``."""
         return (self.task,)
+
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """As large as the image."""
+        return ((None, None, 'height', 'width') if self.logits else (None, 'height', 'width'),)
 
     @property
     def task(self) -> str:

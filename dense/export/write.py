@@ -94,9 +94,7 @@ def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
         graph: What to record; parameters stay where they are.
         shape: Height and width of the image, in pixels.
     """
-    dims = {2: Dim('height', min=graph.SMALLEST, max=LARGEST), 3: Dim('width', min=graph.SMALLEST, max=LARGEST)}
-    if graph.ANY_BATCH:
-        dims[0] = Dim('batch', min=1, max=LARGEST)
+    dims = {axis: Dim(name, min=1 if axis == 0 else graph.SMALLEST, max=LARGEST) for axis, name in _axes(graph).items()}
     images = example_images(shape, batch=2 if graph.ANY_BATCH else 1)  # one alone would be taken for a fixed number
     with torch.no_grad():
         return torch.export.export(
@@ -106,6 +104,11 @@ def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
             # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
             **{DEFERRED: True},
         )
+
+
+def _axes(graph: ExportGraph) -> dict[int, str]:
+    """Name the axes of the images whose lengths are left open."""
+    return {**({0: 'batch'} if graph.ANY_BATCH else {}), 2: 'height', 3: 'width'}
 
 
 def example_images(shape: tuple[int, int], *, batch: int = 1) -> torch.Tensor:
@@ -130,8 +133,18 @@ def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int])
 def _write_onnx(program: ExportedProgram, graph: ExportGraph, path: Path, text: str) -> None:
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, output_names=list(graph.output_names), verbose=False
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        output_names=list(graph.output_names),
+        dynamic_shapes={graph.INPUT: _axes(graph)},
+        verbose=False,
     )
     assert onnx_program is not None
+    for output, names in zip(onnx_program.model.graph.outputs, graph.output_dims, strict=True):
+        assert output.shape is not None
+        for axis, name in enumerate(names):
+            if name is not None:
+                output.shape[axis] = name
     onnx_program.model.metadata_props[METADATA] = text
     onnx_program.save(path)
