@@ -2,12 +2,15 @@
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`).
+(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+onnx``: a backbone of this project
+exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has then.
 """
 
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
-from backbones.base import StagedBackbone
+from backbones.base import DenseBackbone, StagedBackbone
 from backbones.fuse import fuse
 from dense.complexity import FORMULAS, usual_shape
 from dense.errors import UserError, did_you_mean
@@ -27,7 +30,7 @@ from dense.parts import run_parts
 from dense.samples import SAMPLES, random_regions
 from dense.screen import quiet_libraries
 
-FUSED, LEAN = '+fused', '+lean'
+FUSED, LEAN, ONNX = '+fused', '+lean', '+onnx'
 IMAGENET = (3, 224, 224)
 _PATTERN = re.compile(r'(?P<family>[\w.]+):(?P<arch>[\w.-]+)')
 
@@ -76,11 +79,13 @@ def build_subject(
 
     Raises:
         UserError: The name is not understood, or it asks for training a fused model or for lean MLPs where there are
-            none.
+            none, or for what cannot be exported or run by ONNX Runtime.
     """
-    plain, is_fused = plain_name(name), name.endswith(FUSED)
+    plain, is_fused = plain_name(name), name.endswith((FUSED, ONNX))
     if is_fused and train:
-        raise UserError(f'{name} cannot be trained: a fused model has no gradients', f'give {plain}, or --mode infer')
+        raise UserError(
+            f'{name} cannot be trained: a fused or exported model has no gradients', f'give {plain}, or --mode infer'
+        )
     torch.manual_seed(seed)
     with quiet_libraries():
         subject = _from_config(plain, shape) if plain.endswith('.py') else _from_name(plain, shape or IMAGENET)
@@ -89,14 +94,16 @@ def build_subject(
         subject.flops = _count_flops(subject, train)
         if name.endswith(LEAN):
             _make_lean(subject)
-        if is_fused:
+        if name.endswith(ONNX):
+            subject.run, subject.is_fused = _onnx_runner(subject), True
+        elif is_fused:
             subject.model, subject.is_fused = fuse(subject.model), True
     return subject
 
 
 def plain_name(name: str) -> str:
     """Return a model's name without what stands behind it."""
-    return name.removesuffix(FUSED).removesuffix(LEAN)
+    return name.removesuffix(FUSED).removesuffix(LEAN).removesuffix(ONNX)
 
 
 def _make_lean(subject: Subject) -> None:
@@ -109,6 +116,41 @@ def _make_lean(subject: Subject) -> None:
             backbone.use_lean_mlp()
         except ValueError as error:
             raise UserError(str(error).split('\n')[0], remedy) from error
+
+
+def _onnx_runner(subject: Subject) -> Callable[[nn.Module, Tensor], Any]:
+    """Export a backbone, and return its inference by ONNX Runtime: (ignored, images) -> one map for each output."""
+    from dense.export.graphs import BackboneGraph
+    from dense.export.write import NEEDED, export_model, need_packages
+
+    need_packages(*NEEDED, 'onnxruntime', purpose='timing an exported model')
+    remedy = f'give {plain_name(subject.name)}{FUSED}'
+    if not isinstance(subject.model, DenseBackbone):
+        raise UserError(f'{subject.name} is no backbone of this project, which alone can be timed exported', remedy)
+    if next(subject.model.parameters()).device.type != 'cpu':
+        raise UserError(f'{subject.name} runs on the CPU only', f'{remedy}, or --device cpu')
+    channels, *sides = subject.shape
+    if channels != 3 or min(sides) < BackboneGraph.SMALLEST:
+        raise UserError(
+            f'an exported backbone takes no images of {channels} x {sides[0]} x {sides[1]}',
+            f'give three channels and at least {BackboneGraph.SMALLEST} pixels each way with --shape',
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        session = _onnx_session(export_model(BackboneGraph(subject.model), Path(folder) / 'backbone.onnx'))
+
+    def run(_: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = session.run(None, {BackboneGraph.INPUT: images.numpy()})
+        return tuple(torch.from_numpy(output) for output in outputs)
+
+    return run
+
+
+def _onnx_session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
 def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:

@@ -1,5 +1,6 @@
 """Does the benchmark count, time and compare as its protocol says?"""
 
+import importlib.util
 import json
 import runpy
 from dataclasses import replace
@@ -270,6 +271,46 @@ def test_optimizer_of_the_step():
 def test_a_fused_model_does_not_train():
     with pytest.raises(UserError, match='no gradients'):
         build_subject('InceptionNeXt:atto+fused', train=True, device=CPU)
+
+
+def test_exported_model():
+    name, shape = 'InceptionNeXt:atto', (3, 64, 96)
+    exported = build_subject(f'{name}+onnx', train=False, device=CPU, shape=shape)
+    plain = build_subject(name, train=False, device=CPU, shape=shape)
+    assert exported.is_fused and exported.flops == plain.flops
+    for batch in (1, 3):
+        images = exported.images(batch)
+        (expected,), (got,) = plain.run(plain.model, images), exported.run(exported.model, images)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'cause'),
+    [
+        ('InceptionNeXt:atto+onnx', dict(train=True), 'cannot be trained'),
+        ('InceptionNeXt:atto+onnx', dict(device=torch.device('meta')), 'on the CPU only'),
+        ('InceptionNeXt:atto+onnx', dict(shape=(3, 32, 64)), 'no images of 3 x 32 x 64'),
+        ('InceptionNeXt:atto+onnx', dict(shape=(4, 64, 64)), 'no images of 4 x 64 x 64'),
+        ('timm:resnet18+onnx', dict(), 'no backbone of this project'),
+        (f'{CLASSIFIER}+onnx', dict(), 'no backbone of this project'),
+    ],
+)
+def test_what_cannot_be_timed_exported(name, options, cause, monkeypatch):
+    if options.get('device') is not None:  # stands for a GPU
+        monkeypatch.setattr('dense.benchmark_models._count_flops', lambda *_: 0.0)
+    given = dict(train=False, device=CPU, shape=(3, 64, 64)) | options
+    with pytest.raises(UserError, match=cause):
+        build_subject(name, **given)
+
+
+def test_timing_an_exported_model_needs_packages(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        'dense.export.write.importlib.util.find_spec', lambda name: None if name == 'onnxruntime' else find(name)
+    )
+    with pytest.raises(UserError, match='needs onnxruntime') as caught:
+        build_subject('InceptionNeXt:atto+onnx', train=False, device=CPU, shape=(3, 64, 64))
+    assert '[export]' in caught.value.remedy
 
 
 def test_boxes_lie_in_the_image():

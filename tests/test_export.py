@@ -91,8 +91,8 @@ def outputs_of(path: Path, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def check_maps(backbone: nn.Module, path: Path) -> None:
-    for size in SIZES:
-        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    for size, batch in zip(SIZES, (1, 3, 2), strict=True):
+        x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = backbone(x)
         maps = outputs_of(path, x)
@@ -143,6 +143,30 @@ def check_detections(model: nn.Module, path: Path, *, least: int = 3) -> None:
             assert (pasted == expected.masks[i].numpy()).mean() >= 0.999
 
 
+DIMS = {
+    'backbone': dict(
+        image=['batch', 3, 'height', 'width'],
+        **{
+            f'stride{s}': ['batch', d, f'height_{s}', f'width_{s}']
+            for s, d in zip((4, 8, 16, 32), SMALL['dims'], strict=True)
+        },
+    ),
+    'segmentor': dict(image=[1, 3, 'height', 'width'], labels=[1, 'height', 'width']),
+    'detector': dict(
+        image=[1, 3, 'height', 'width'],
+        boxes=['num_detections', 4],
+        scores=['num_detections'],
+        labels=['num_detections'],
+        masks=['num_detections', 28, 28],
+    ),
+}
+
+
+def dims_of(path: Path) -> dict[str, list[int | str]]:
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+
+
 def load(name: str):
     """A module of tools/, which find one another from the project's folder."""
     if str(PROJECT) not in sys.path:
@@ -156,6 +180,7 @@ def test_backbone(family: str, tmp_path: Path) -> None:
     graph = BackboneGraph(backbone)
     path = export_model(graph, tmp_path / 'maps.onnx', shape=(128, 160), metadata=dict(classes=['a']))
     check_maps(backbone, path)
+    assert dims_of(path) == DIMS['backbone']
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     outputs = ['stride4', 'stride8', 'stride16', 'stride32']
@@ -176,6 +201,7 @@ def test_segmentor_and_its_runner(tmp_path: Path) -> None:
     about = describe(cfg, dict(classes=[f'class {i}' for i in range(12)]))
     path = export_model(SegmentorGraph(model), tmp_path / 'labels.onnx', shape=(128, 160), metadata=about)
     check_labels(model, path)
+    assert dims_of(path) == DIMS['segmentor']
     picture = cv2.resize(image(120, 200)[0].byte().permute(1, 2, 0).numpy(), (200, 120))
     cv2.imwrite(str(tmp_path / 'picture.png'), picture)
     run_without_the_project(path, tmp_path / 'picture.png', tmp_path / 'out')
@@ -192,6 +218,7 @@ def test_mask_rcnn_and_its_runner(tmp_path: Path) -> None:
     about = describe(cfg, {})
     path = export_model(choose_graph(model), tmp_path / 'instances.onnx', shape=(128, 160), metadata=about)
     check_detections(model, path)
+    assert dims_of(path) == DIMS['detector']
     cv2.imwrite(str(tmp_path / 'picture.png'), image(120, 200)[0].byte().permute(1, 2, 0).numpy()[..., ::-1])
     run_without_the_project(path, tmp_path / 'picture.png', tmp_path / 'out', '--score', '0.05')
     objects = json.loads((tmp_path / 'out' / 'picture.json').read_text())
@@ -199,9 +226,12 @@ def test_mask_rcnn_and_its_runner(tmp_path: Path) -> None:
     assert max(each['box'][2] for each in objects) > 96  # pixels of the picture, not of the resized one
 
 
-def run_without_the_project(model: Path, picture: Path, out: Path, *options: str) -> None:
-    """Run tools/infer.py where nothing but NumPy, OpenCV and ONNX Runtime can be imported."""
-    missing = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'dense', 'backbones')
+LIBRARIES = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'dense', 'backbones')
+
+
+def run_without_the_project(model: Path, picture: Path, out: Path, *options: str, kept: tuple[str, ...] = ()) -> None:
+    """Run tools/infer.py where nothing can be imported but NumPy, OpenCV, ONNX Runtime and what is kept."""
+    missing = sorted(set(LIBRARIES) - set(kept))
     hide = f'import sys, runpy; sys.modules.update(dict.fromkeys({missing})); sys.argv = sys.argv[1:]; '
     command = [sys.executable, '-c', f"{hide} runpy.run_path(sys.argv[0], run_name='__main__')"]
     arguments = [str(PROJECT / 'tools' / 'infer.py'), str(model), str(picture), '--out', str(out), *options]
@@ -218,6 +248,8 @@ def test_whole_segmentors(name: str, logits: bool, suffix: str, tmp_path: Path) 
     fmt = 'onnx' if suffix == '.onnx' else 'torch'
     path = export_model(SegmentorGraph(model, logits=logits), tmp_path / f'm{suffix}', fmt=fmt, shape=(128, 160))
     check_labels(model, path, logits=logits)
+    if fmt == 'onnx' and logits:
+        assert dims_of(path)['logits'] == [1, model.out_channels, 'height', 'width']
 
 
 @pytest.mark.slow
@@ -232,12 +264,18 @@ def test_whole_detectors(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
 def test_nothing_found(suffix: str, tmp_path: Path) -> None:
-    _, model = build(MASK_RCNN)
+    cfg, model = build(MASK_RCNN)
     model.roi_head.test_cfg.score_thr = 1.0
     fmt = 'onnx' if suffix == '.onnx' else 'torch'
-    path = export_model(choose_graph(model), tmp_path / f'm{suffix}', fmt=fmt, shape=(128, 160))
+    path = export_model(
+        choose_graph(model), tmp_path / f'm{suffix}', fmt=fmt, shape=(128, 160), metadata=describe(cfg, {})
+    )
     shapes = [tuple(output.shape) for output in outputs_of(path, image(131, 203))]
     assert shapes == [(0, 4), (0,), (0,), (0, 28, 28)]
+    cv2.imwrite(str(tmp_path / 'picture.png'), image(120, 200)[0].byte().permute(1, 2, 0).numpy())
+    kept = () if fmt == 'onnx' else ('torch', 'torchvision')
+    run_without_the_project(path, tmp_path / 'picture.png', tmp_path / 'out', kept=kept)
+    assert json.loads((tmp_path / 'out' / 'picture.json').read_text()) == []
 
 
 @pytest.mark.parametrize('size', [(7, 9), (12, 12), (3, 20)])
@@ -256,6 +294,10 @@ class FixedSize(ExportGraph):
     @property
     def output_names(self) -> tuple[str, ...]:
         return ('map',)
+
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        return ((None, None, 'height', 'width'),)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         half = [int(side * 0.5) for side in image.shape[2:]]
@@ -295,4 +337,4 @@ def test_other_detectors_are_refused() -> None:
 
 
 def test_number_of_cases() -> None:
-    assert len(SIZES) == 3 and len(BACKBONES) == 3
+    assert len(SIZES) == 3 and len(BACKBONES) == 3 and len(DIMS) == 3

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,7 +16,8 @@ MODEL is one of
   timm:resnet50            a model of timm, without its classifier
   configs/.../NAME.py      a whole detector, segmentor or classifier
 and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
-+lean trains it with lean MLPs (and AdamW in its fused form), as tools/train.py does on a CPU.
++lean trains it with lean MLPs (and AdamW in its fused form), as tools/train.py does on a CPU;
++onnx exports a backbone as tools/export.py does and runs it in ONNX Runtime on the CPU.
 
 The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
 On a CPU: tools/benchmark.py InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
@@ -67,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _benchmark(args: argparse.Namespace) -> None:
     from dense.benchmark import Protocol, benchmark
+    from dense.benchmark_models import ONNX
     from dense.benchmark_report import as_text, check_out, write
 
     if args.out:
@@ -88,6 +91,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     asked = ((args.cpu_time, 'CPU time of all threads'), (args.keep_memory, 'freed memory is kept'))
     notes = [note for is_asked, note in asked if is_asked]
     result = benchmark(args.models, protocol, baseline=args.baseline, clock=clock, notes=notes)
+    if any(m.name.endswith(ONNX) for m in result.measurements):
+        result.versions['onnxruntime'] = version('onnxruntime')
     print(as_text(result))
     if args.out:
         write(result, args.out)

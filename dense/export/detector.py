@@ -50,6 +50,12 @@ class TwoStageGraph(ExportGraph):
         """Boxes, scores, labels and, where the model has them, masks."""
         return ('boxes', 'scores', 'labels') + (('masks',) if self.model.roi_head.with_mask else ())
 
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """As many rows of each as there are detections."""
+        sizes = {'boxes': 2, 'scores': 1, 'labels': 1, 'masks': 3}
+        return tuple(('num_detections', *(None,) * (sizes[name] - 1)) for name in self.output_names)
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Find the objects of an image.
 

@@ -1,10 +1,10 @@
 """What an exported file computes: a backbone's maps, a segmentor's labels or logits.
 
-A graph is a module with one input, a batch of one image, and a fixed tuple of tensors for its output. It holds the
-fused model (:func:`backbones.fuse.fuse`), whose parts it calls; nothing in it depends on an image's size or content
-except through tensors, so that one recording serves every size.
+A graph is a module with one input, a batch of images (of one image where it answers per image), and a fixed tuple of
+tensors for its output. It holds the fused model (:func:`backbones.fuse.fuse`), whose parts it calls; nothing in it
+depends on an image's size or content except through tensors, so that one recording serves every size.
 
-Shapes: C channels, H and W height and width of the image.
+Shapes: N batch, C channels, H and W height and width of the image.
 """
 
 import sys
@@ -28,16 +28,23 @@ class ExportGraph(nn.Module):
         INPUT: Name of the input.
         SMALLEST: Least height and width, in pixels: below, the deepest map has one row, and another program is
             recorded.
+        ANY_BATCH: Whether the file takes any number of images at once, instead of one.
     """
 
     TASK: ClassVar[str]
     INPUT: ClassVar[str] = 'image'
     SMALLEST: ClassVar[int] = 64
+    ANY_BATCH: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def output_names(self) -> tuple[str, ...]:
         """One name for each output."""
+
+    @property
+    @abstractmethod
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """For each output, a name for each of its dimensions that depends on the input, None for a fixed one."""
 
     @property
     def task(self) -> str:
@@ -57,6 +64,7 @@ class BackboneGraph(ExportGraph):
     """
 
     TASK = 'features'
+    ANY_BATCH = True
 
     def __init__(self, backbone: DenseBackbone) -> None:
         super().__init__()
@@ -68,8 +76,13 @@ class BackboneGraph(ExportGraph):
         """One name for each map, by its stride."""
         return tuple(f'stride{stride}' for stride in self.backbone.out_strides)
 
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """Height and width of a map by its stride, such as ``height_8``."""
+        return tuple(('batch', None, f'height_{stride}', f'width_{stride}') for stride in self.backbone.out_strides)
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Normalised image ``(1, C, H, W)``, as the backbone itself takes it, to one map for each output."""
+        """Normalised images ``(N, C, H, W)``, as the backbone itself takes them, to one map for each output."""
         return tuple(self.backbone(image))
 
 
@@ -122,6 +135,11 @@ class SegmentorGraph(ExportGraph):
     def output_names(self) -> tuple[str, ...]:
         """``logits`` or ``labels``."""
         return (self.task,)
+
+    @property
+    def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
+        """As large as the image."""
+        return ((None, None, 'height', 'width') if self.logits else (None, 'height', 'width'),)
 
     @property
     def task(self) -> str:

@@ -72,39 +72,54 @@ def _check(path: Path, fmt: str, shape: tuple[int, int], smallest: int) -> None:
         )
     if DEFERRED not in inspect.signature(torch.export.export).parameters:
         raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the one of constraints.txt')
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if fmt == 'onnx' and missing:
-        raise UserError(f'writing ONNX needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'")
+    if fmt == 'onnx':
+        need_packages(*NEEDED, purpose='writing ONNX')
+
+
+def need_packages(*names: str, purpose: str) -> None:
+    """Check that optional packages are installed.
+
+    Raises:
+        UserError: One is missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{purpose} needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'")
 
 
 def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
-    """Record a graph by running it once, with height and width left open.
+    """Record a graph by running it once, with height and width, and perhaps the batch, left open.
 
     Args:
         graph: What to record; parameters stay where they are.
         shape: Height and width of the image, in pixels.
     """
-    height, width = (Dim(name, min=graph.SMALLEST, max=LARGEST) for name in ('height', 'width'))
-    image = example_image(shape)
+    dims = {axis: Dim(name, min=1 if axis == 0 else graph.SMALLEST, max=LARGEST) for axis, name in _axes(graph).items()}
+    images = example_images(shape, batch=2 if graph.ANY_BATCH else 1)  # one alone would be taken for a fixed number
     with torch.no_grad():
         return torch.export.export(
             graph.eval(),
-            (image,),
-            dynamic_shapes={graph.INPUT: {2: height, 3: width}},
+            (images,),
+            dynamic_shapes={graph.INPUT: dims},
             # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
             **{DEFERRED: True},
         )
 
 
-def example_image(shape: tuple[int, int]) -> torch.Tensor:
-    """Return random pixels, always the same, 0..255, shape ``(1, 3, *shape)``."""
-    return torch.randint(256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
+def _axes(graph: ExportGraph) -> dict[int, str]:
+    """Name the axes of the images whose lengths are left open."""
+    return {**({0: 'batch'} if graph.ANY_BATCH else {}), 2: 'height', 3: 'width'}
+
+
+def example_images(shape: tuple[int, int], *, batch: int = 1) -> torch.Tensor:
+    """Return random pixels, always the same, 0..255, shape ``(batch, 3, *shape)``."""
+    return torch.randint(256, (batch, 3, *shape), generator=torch.Generator().manual_seed(0)).float()
 
 
 def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int]) -> None:
     # A layer that makes a plain number of a size fixes it, and the recording does not tell.
     other = (shape[1] + 37, shape[0] + 5)
-    image = example_image(other)
+    image = example_images(other)
     with torch.no_grad():
         recorded, computed = (graph.signature(run(image)) for run in (program.module(), graph))
     same = recorded.shape == computed.shape and torch.isclose(recorded, computed, rtol=1e-3, atol=1e-3).float().mean()
@@ -118,8 +133,18 @@ def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int])
 def _write_onnx(program: ExportedProgram, graph: ExportGraph, path: Path, text: str) -> None:
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, output_names=list(graph.output_names), verbose=False
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        output_names=list(graph.output_names),
+        dynamic_shapes={graph.INPUT: _axes(graph)},
+        verbose=False,
     )
     assert onnx_program is not None
+    for output, names in zip(onnx_program.model.graph.outputs, graph.output_dims, strict=True):
+        assert output.shape is not None
+        for axis, name in enumerate(names):
+            if name is not None:
+                output.shape[axis] = name
     onnx_program.model.metadata_props[METADATA] = text
     onnx_program.save(path)
