@@ -29,19 +29,23 @@ class DenseIoUMetric(IoUMetric):
             pred_label: Predicted labels, shape (H, W).
             label: True labels, shape (H, W).
             num_classes: Number of classes.
-            ignore_index: True label of the pixels that do not count; it may be that of a class.
+            ignore_index: True label of the pixels that do not count; it may be that of a class. The memory needed grows
+                with it: a row of counts for each value.
 
         Returns:
             Areas of intersection, union, prediction and truth, in pixels: float64 on the CPU, shape (num_classes,).
         """
-        # Values -1 and `num_classes` stand for all that are no class, `num_classes` + 1 for ignored ones.
-        width, height = num_classes + 2, num_classes + 3
-        rows = label.to(torch.int32, copy=True).clamp_(-1, num_classes)
-        rows.masked_fill_(label == ignore_index, num_classes + 1)
+        # One row for each value of the truth up to the ignored one, so that its row can be left out; the first and the
+        # last row, and the first and the last column, stand for all values beyond. 32 bits halve what is moved.
+        low, high = min(-1, ignore_index - 1), max(num_classes, ignore_index + 1)
+        height, width = high - low + 1, num_classes + 2
+        rows = label.to(torch.int32, copy=True).clamp_(low, high)
         columns = pred_label.to(torch.int32, copy=True).clamp_(-1, num_classes)
-        pairs = rows.mul_(width).add_(columns).add_(width + 1)  # 1 more for either, so that -1 is at 0
-        table = torch.bincount(pairs.flatten(), minlength=height * width).view(height, width)[:-1].cpu().double()
-        classes = slice(1, num_classes + 1)
-        area_intersect = table.diagonal()[classes]
-        area_pred_label, area_label = table.sum(0)[classes], table.sum(1)[classes]
+        pairs = rows.mul_(width).add_(columns).add_(1 - low * width)
+        table = torch.bincount(pairs.flatten(), minlength=height * width).view(height, width).cpu()
+        table[ignore_index - low] = 0
+        rows_of_classes, columns_of_classes = slice(-low, num_classes - low), slice(1, num_classes + 1)
+        area_intersect = table[rows_of_classes, columns_of_classes].diagonal().double()
+        area_pred_label = table.sum(0)[columns_of_classes].double()
+        area_label = table.sum(1)[rows_of_classes].double()
         return area_intersect, area_pred_label + area_label - area_intersect, area_pred_label, area_label

@@ -44,6 +44,11 @@ MAPS = {
     'truth that is no class': (6, [('truth', 2, 200), ('truth', 3, -1), ('truth', 4, 6)], IGNORED),
     'a class is ignored': (6, [], 0),
     'a negative value is ignored': (6, [('truth', 2, -1)], -1),
+    'negative values beside it': (
+        6,
+        [('truth', 2, -100), ('truth', 4, -101), ('found', 5, -100)],
+        -100,
+    ),
 }
 
 
@@ -142,7 +147,7 @@ def test_every_segmentor_uses_it(name):
 
 
 def test_number_of_cases():
-    assert (len(MAPS), len(OPTIONS), len(SEGMENTORS)) == (9, 4, 24)
+    assert (len(MAPS), len(OPTIONS), len(SEGMENTORS)) == (10, 4, 24)
 
 
 @pytest.mark.slow
