@@ -9,7 +9,7 @@ from dense import compat
 compat.install()
 
 # Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
-from dense import checkpoint, hooks, inference, layer_decay, optim, progress, runner  # noqa: E402
+from dense import checkpoint, hooks, inference, layer_decay, optim, progress, runner, starving  # noqa: E402
 from dense.data import loading, seeded  # noqa: E402
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     'progress',
     'runner',
     'seeded',
+    'starving',
 ]

@@ -42,6 +42,7 @@ def arm_for_training(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
         dict(type='FiniteLossHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
+        dict(type='StarvingHook'),
         dict(type='ProgressBarHook'),
     )
 

@@ -28,6 +28,8 @@ BACKENDS: Mapping[str, tuple[Any, Any]] = {
     'pycocotools': (COCO, COCOeval),
 }
 
+_ARRAYS = ('bboxes', 'scores', 'labels', 'mask_scores')
+
 
 def evaluate_coco(
     truth: Mapping[str, Any],
@@ -166,6 +168,20 @@ class DenseCocoMetric(CocoMetric):
         )
         self.backend = backend
         self.names = names
+
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the evaluation needs of a batch: boxes, scores, labels, and the masks as RLE.
+
+        Args:
+            data_batch: Not used.
+            data_samples: Predictions: ``pred_instances``, ``img_id``, ``ori_shape``, and ``instances`` where the truth
+                comes with the data.
+        """
+        start = len(self.results)
+        super().process(data_batch, data_samples)
+        for _, prediction in self.results[start:]:
+            # Detectors give slices of what stood before the limit on detections, which a slice would keep alive.
+            prediction.update({key: prediction[key].copy() for key in _ARRAYS if key in prediction})
 
     def compute_metrics(self, results: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
         """Evaluate all images.

@@ -14,15 +14,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from leaves import BACKBONES, CONVNEXT_VARIANTS, EXPECTED, build_on_meta, load, lr_curve, parts_of
+from leaves import (
+    BACKBONES,
+    CONVNEXT_VARIANTS,
+    EXPECTED,
+    OUT_NORMS,
+    assert_drop_path_grows_linearly,
+    build_on_meta,
+    load,
+    lr_curve,
+    parts_of,
+)
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from timm.layers import LayerNorm2d
-from torch import nn
 
-import backbones
 from dense.published import PUBLISHED, agrees
 
 TABLES = ('Mask R-CNN 1x', 'Mask R-CNN 3x', 'Cascade Mask R-CNN 3x', 'RetinaNet 1x')
@@ -221,19 +228,12 @@ DROP_PATH = {
 
 @pytest.mark.parametrize('name', OWN)
 def test_drop_path_grows_linearly(name):
-    family, arch = BACKBONES[parts_of(name)['arch']]
-    stages = build_on_meta(name).backbone.stages
-    rates = [getattr(block.drop_path, 'drop_prob', 0) for stage in stages for block in stage.blocks]
-    assert len(rates) == sum(getattr(backbones, family).ARCHS[arch].depths)
-    np.testing.assert_allclose(rates, np.linspace(0, DROP_PATH[name], len(rates)), atol=1e-6)
+    assert_drop_path_grows_linearly(name, DROP_PATH[name])
 
 
 @pytest.mark.parametrize('name', [name for name in OWN if RECIPE[name] in ('convnext 1x', 'convnext 3x', 'cascade')])
 def test_layer_scale_starts_at_one(name):
     assert load(name).model.backbone.layer_scale_init_value == 1.0
-
-
-OUT_NORMS = {'InceptionNeXt': nn.SyncBatchNorm, 'FasterNet': nn.BatchNorm2d, 'ConvNeXt': LayerNorm2d}
 
 
 @pytest.mark.parametrize('name', OWN)

@@ -13,13 +13,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from leaves import BACKBONES, EXPECTED, build_on_meta, load, lr_curve, parts_of
+from leaves import (
+    BACKBONES,
+    EXPECTED,
+    OUT_NORMS,
+    assert_drop_path_grows_linearly,
+    build_on_meta,
+    load,
+    lr_curve,
+    parts_of,
+)
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from timm.layers import LayerNorm2d
-from torch import nn
 
 import backbones
 from dense.arm import arm_for_test
@@ -185,19 +192,12 @@ DROP_PATH = {
 
 @pytest.mark.parametrize('name', OWN)
 def test_drop_path_grows_linearly(name):
-    family, arch = BACKBONES[parts_of(name)['arch']]
-    stages = build_on_meta(name).backbone.stages
-    rates = [getattr(block.drop_path, 'drop_prob', 0) for stage in stages for block in stage.blocks]
-    assert len(rates) == sum(getattr(backbones, family).ARCHS[arch].depths)
-    np.testing.assert_allclose(rates, np.linspace(0, DROP_PATH[name], len(rates)), atol=1e-6)
+    assert_drop_path_grows_linearly(name, DROP_PATH[name])
 
 
 @pytest.mark.parametrize('name', CONVNEXT)
 def test_layer_scale_starts_at_one(name):
     assert load(name).model.backbone.layer_scale_init_value == 1.0
-
-
-OUT_NORMS = {'InceptionNeXt': nn.SyncBatchNorm, 'FasterNet': nn.BatchNorm2d, 'ConvNeXt': LayerNorm2d}
 
 
 @pytest.mark.parametrize('name', OWN)
@@ -296,7 +296,9 @@ def test_data_is_upstreams(name):
         ours, theirs = cfg[f'{split}_dataloader'], reference[f'{split}_dataloader']
         assert ours.dataset.pipeline == without_label_option(theirs.dataset.pipeline)
         assert (ours.batch_size, ours.dataset.data_prefix) == (theirs.batch_size, theirs.dataset.data_prefix)
-        assert cfg[f'{split}_evaluator'] == reference[f'{split}_evaluator']
+        assert reference[f'{split}_evaluator'].type == 'IoUMetric'
+        # The same numbers: tests/test_iou.py
+        assert cfg[f'{split}_evaluator'] == dict(reference[f'{split}_evaluator'], type='DenseIoUMetric')
 
 
 @rows

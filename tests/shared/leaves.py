@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from timm.layers import LayerNorm2d
 from torch import nn
+
+import backbones
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FILES = sorted(CONFIGS.rglob('*.py'))
@@ -109,6 +113,19 @@ def build_on_meta(name: str) -> nn.Module:
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         return MODELS.build(copy.deepcopy(cfg.model))  # detectors write into their heads' configs
+
+
+# Class of a backbone -> norm of the maps that it hands to a neck or head.
+OUT_NORMS = {'InceptionNeXt': nn.SyncBatchNorm, 'FasterNet': nn.BatchNorm2d, 'ConvNeXt': LayerNorm2d}
+
+
+def assert_drop_path_grows_linearly(name: str, last: float) -> None:
+    """Every block of the leaf's backbone has its rate, from 0 in the first to ``last`` in the last."""
+    family, arch = BACKBONES[parts_of(name)['arch']]
+    stages = build_on_meta(name).backbone.stages
+    rates = [getattr(block.drop_path, 'drop_prob', 0) for stage in stages for block in stage.blocks]
+    assert len(rates) == sum(getattr(backbones, family).ARCHS[arch].depths)
+    np.testing.assert_allclose(rates, np.linspace(0, last, len(rates)), atol=1e-6)
 
 
 def find_all(node: Any, key: str) -> list[Any]:
