@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from dense.benchmark_models import LEAN, Subject, build_subject, plain_name
+from dense.benchmark_models import LEAN, Subject, build_subject, is_config
 from dense.errors import UserError
 from dense.machine import available_memory, gemm_rate, hardware, page_faults, peak_growth, synchronize, versions
 from dense.screen import notice
@@ -288,8 +288,8 @@ def _optimizer(subject: Subject, name: str) -> torch.optim.Optimizer:
 
 
 def _fitting_batch(subject: Subject, protocol: Protocol, device: torch.device, notes: list[str]) -> int:
-    is_config = plain_name(subject.name).endswith('.py')
-    asked = protocol.batch or ((2 if protocol.mode == 'train' else 1) if is_config else 128)
+    usual = (2 if protocol.mode == 'train' else 1) if is_config(subject.name) else 128
+    asked = protocol.batch or usual
 
     def attempt(batch: int) -> None:
         make_step(subject, subject.images(batch), protocol.mode, protocol.optimizer)()

@@ -2,8 +2,10 @@
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+onnx``: a backbone of this project
+(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+cp``: trained
+with ``with_cp``; ``+onnx``: a backbone of this project
 exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has then.
+``CONFIG+timm:NAME``: the config's model with that network of timm for its backbone.
 """
 
 import re
@@ -30,7 +32,8 @@ from dense.parts import run_parts
 from dense.samples import SAMPLES, random_regions
 from dense.screen import quiet_libraries
 
-FUSED, LEAN, ONNX = '+fused', '+lean', '+onnx'
+FUSED, LEAN, CHECKPOINTED, ONNX = '+fused', '+lean', '+cp', '+onnx'
+TIMM = '+timm:'
 IMAGENET = (3, 224, 224)
 _PATTERN = re.compile(r'(?P<family>[\w.]+):(?P<arch>[\w.-]+)')
 
@@ -88,12 +91,14 @@ def build_subject(
         )
     torch.manual_seed(seed)
     with quiet_libraries():
-        subject = _from_config(plain, shape) if plain.endswith('.py') else _from_name(plain, shape or IMAGENET)
+        subject = _from_config(plain, shape) if is_config(name) else _from_name(plain, shape or IMAGENET)
         subject.name = name
         subject.model.to(device).train(train)
         subject.flops = _count_flops(subject, train)
         if name.endswith(LEAN):
             _make_lean(subject)
+        if name.endswith(CHECKPOINTED):
+            _checkpoint_blocks(subject)
         if name.endswith(ONNX):
             subject.run, subject.is_fused = _onnx_runner(subject), True
         elif is_fused:
@@ -103,15 +108,31 @@ def build_subject(
 
 def plain_name(name: str) -> str:
     """Return a model's name without what stands behind it."""
-    return name.removesuffix(FUSED).removesuffix(LEAN).removesuffix(ONNX)
+    return name.removesuffix(FUSED).removesuffix(LEAN).removesuffix(CHECKPOINTED).removesuffix(ONNX)
+
+
+def is_config(name: str) -> bool:
+    """Tell whether a model's name is that of a config."""
+    return plain_name(name).partition(TIMM)[0].endswith('.py')
+
+
+def _staged_backbones(subject: Subject) -> list[StagedBackbone]:
+    found = [module for module in subject.model.modules() if isinstance(module, StagedBackbone)]
+    if not found:
+        cause = f'{subject.name} has no backbone of this project, which alone can be trained so'
+        raise UserError(cause, f'give {plain_name(subject.name)}')
+    return found
+
+
+def _checkpoint_blocks(subject: Subject) -> None:
+    for backbone in _staged_backbones(subject):
+        for stage in backbone.stages:
+            stage.with_cp = True
 
 
 def _make_lean(subject: Subject) -> None:
-    found = [module for module in subject.model.modules() if isinstance(module, StagedBackbone)]
     remedy = f'give {plain_name(subject.name)}'
-    if not found:
-        raise UserError(f'{subject.name} has no backbone of this project to make lean', remedy)
-    for backbone in found:
+    for backbone in _staged_backbones(subject):
         try:
             backbone.use_lean_mlp()
         except ValueError as error:
@@ -199,7 +220,11 @@ def _timm_loss(model: Any, images: Tensor) -> Tensor:
 
 
 def _from_config(path: str, shape: tuple[int, int, int] | None) -> Subject:
-    cfg = load_config(path)
+    config, _, network = path.partition(TIMM)
+    cfg = load_config(config)
+    if network:
+        kept = {key: cfg.model.backbone[key] for key in ('out_norm', 'drop_path_rate') if key in cfg.model.backbone}
+        cfg.model.backbone = dict(type='TimmBackbone', arch=network, **kept)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     make_samples = SAMPLES[cfg.get('default_scope', 'mmengine')]
 

@@ -17,7 +17,9 @@ MODEL is one of
   configs/.../NAME.py      a whole detector, segmentor or classifier
 and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
 +lean trains it with lean MLPs (and AdamW in its fused form), as tools/train.py does on a CPU;
++cp trains it with activation checkpointing (with_cp=True);
 +onnx exports a backbone as tools/export.py does and runs it in ONNX Runtime on the CPU.
+configs/.../NAME.py+timm:NETWORK is the config's model with timm's features for its backbone.
 
 The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
 On a CPU: tools/benchmark.py InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
