@@ -8,7 +8,7 @@ from leaves import BY_NAME
 from torch import nn
 
 from dense import benchmark as bench
-from dense.benchmark_models import build_subject
+from dense.benchmark_models import Subject, build_subject
 from dense.complexity import config_complexity
 from dense.errors import UserError
 
