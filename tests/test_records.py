@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from published import ARCH, NUM_TENSORS, official_inceptionnext
 from torch import nn
 
 import backbones
@@ -14,14 +15,10 @@ from backbones.records import PublishedWeights
 from backbones.serialization import CheckpointError
 from backbones.weights import WEIGHTS, load_pretrained
 
-ARCH = 'atto'
-NUM_TENSORS = 220  # of the backbone; the classifier has 6 more
-
 
 @pytest.fixture(scope='module')
 def published() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return timm.create_model('inception_next_atto').state_dict()
+    return official_inceptionnext(ARCH)
 
 
 def test_unknown_names_list_the_records():

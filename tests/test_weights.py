@@ -8,20 +8,16 @@ import safetensors.torch
 import timm
 import torch
 from mmengine.logging import HistoryBuffer
-from published import official_fasternet
+from published import ARCH, NUM_TENSORS, official_fasternet, official_inceptionnext
 
 from backbones import FasterNet, InceptionNeXt
 from backbones.serialization import CheckpointError, load_file
 from backbones.weights import load_pretrained
 
-ARCH = 'atto'
-NUM_TENSORS = 220  # of the backbone; the classifier has 6 more
-
 
 @pytest.fixture(scope='module')
 def published() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return timm.create_model('inception_next_atto').state_dict()
+    return official_inceptionnext(ARCH)
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:

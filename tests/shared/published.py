@@ -5,6 +5,16 @@ import re
 import timm
 import torch
 
+# The smallest InceptionNeXt.
+ARCH = 'atto'
+NUM_TENSORS = 220  # of the backbone; the classifier has 6 more
+
+
+def official_inceptionnext(arch: str) -> dict[str, torch.Tensor]:
+    """timm's weights, whose names are the authors'; the same numbers at every call."""
+    torch.manual_seed(0)
+    return timm.create_model(f'inception_next_{arch}').state_dict()
+
 
 def official_fasternet(arch: str, device: str = 'cpu') -> dict[str, torch.Tensor]:
     """timm's weights under the authors' names: stages and mergings alternate in one list, the head has other names."""
