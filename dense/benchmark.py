@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from dense.benchmark_models import LEAN, Subject, build_subject, is_config
+from dense.benchmark_models import LEAN, Subject, build_subject, is_config, runtime_versions
 from dense.errors import UserError
 from dense.machine import available_memory, gemm_rate, hardware, page_faults, peak_growth, synchronize, versions
 from dense.screen import notice
@@ -186,7 +186,8 @@ def benchmark(
             cases += [_case(subject, layout, batch, protocol) for layout in protocol.layouts]
         gemm = measure(cases, protocol, device, clock)
     found = [case.result for case in cases]
-    return Result(protocol, hardware(device), versions(device), said, gemm, found, baseline)
+    packages = versions(device) | runtime_versions(names)
+    return Result(protocol, hardware(device), packages, said, gemm, found, baseline)
 
 
 def _completed(protocol: Protocol) -> Protocol:

@@ -10,8 +10,9 @@ exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many 
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def build_subject(
         name: See the module.
         train: Time training instead of inference.
         device: Where it runs.
-        shape: Channels, height and width of its images; by default 3x224x224 for a backbone, and what publications
+        shape: Channels, height and width of its images; by default 3x224x224 for a backbone, timm's own size
+            for a model of timm, and what publications
             use for a config's model.
         seed: Of the weights.
 
@@ -91,7 +93,7 @@ def build_subject(
         )
     torch.manual_seed(seed)
     with quiet_libraries():
-        subject = _from_config(plain, shape) if is_config(name) else _from_name(plain, shape or IMAGENET)
+        subject = _from_config(plain, shape) if is_config(name) else _from_name(plain, shape or _usual_images(plain))
         subject.name = name
         subject.model.to(device).train(train)
         subject.flops = _count_flops(subject, train)
@@ -109,6 +111,11 @@ def build_subject(
 def plain_name(name: str) -> str:
     """Return a model's name without what stands behind it."""
     return name.removesuffix(FUSED).removesuffix(LEAN).removesuffix(CHECKPOINTED).removesuffix(ONNX)
+
+
+def runtime_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of what runs models in PyTorch's place."""
+    return {'onnxruntime': version('onnxruntime')} if any(name.endswith(ONNX) for name in names) else {}
 
 
 def is_config(name: str) -> bool:
@@ -183,6 +190,15 @@ def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:
     if match['family'] == 'timm':
         return Subject(name, _timm_model(match['arch'], shape[0]), shape, _timm_features, _timm_loss)
     return Subject(name, _backbone(match['family'], match['arch'], shape[0]), shape, _call, _backbone_loss)
+
+
+def _usual_images(name: str) -> tuple[int, int, int]:
+    """Return the size that a network was trained at, where timm knows it."""
+    family, _, arch = name.partition(':')
+    known = (
+        timm.get_pretrained_cfg(arch, allow_unregistered=False) if family == 'timm' and timm.is_model(arch) else None
+    )
+    return known.input_size if known else IMAGENET
 
 
 def _timm_model(name: str, channels: int) -> nn.Module:

@@ -180,3 +180,11 @@ def test_config_with_a_backbone_of_timm():
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [('timm:mobilevit_xxs', (3, 256, 256)), ('timm:resnet18', (3, 224, 224)), ('FasterNet:t0', (3, 224, 224))],
+)
+def test_images_have_the_size_that_a_network_was_trained_at(name, shape):
+    assert build_subject(name, train=False, device=CPU).shape == shape

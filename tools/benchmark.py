@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -71,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _benchmark(args: argparse.Namespace) -> None:
     from dense.benchmark import Protocol, benchmark
-    from dense.benchmark_models import ONNX
     from dense.benchmark_report import as_text, check_out, write
 
     if args.out:
@@ -93,8 +91,6 @@ def _benchmark(args: argparse.Namespace) -> None:
     asked = ((args.cpu_time, 'CPU time of all threads'), (args.keep_memory, 'freed memory is kept'))
     notes = [note for is_asked, note in asked if is_asked]
     result = benchmark(args.models, protocol, baseline=args.baseline, clock=clock, notes=notes)
-    if any(m.name.endswith(ONNX) for m in result.measurements):
-        result.versions['onnxruntime'] = version('onnxruntime')
     print(as_text(result))
     if args.out:
         write(result, args.out)
