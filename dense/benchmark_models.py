@@ -195,9 +195,9 @@ def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:
 def _usual_images(name: str) -> tuple[int, int, int]:
     """Return the size that a network was trained at, where timm knows it."""
     family, _, arch = name.partition(':')
-    known = (
-        timm.get_pretrained_cfg(arch, allow_unregistered=False) if family == 'timm' and timm.is_model(arch) else None
-    )
+    if family != 'timm' or not timm.is_model(arch):
+        return IMAGENET
+    known = timm.get_pretrained_cfg(arch, allow_unregistered=False)
     return known.input_size if known else IMAGENET
 
 

@@ -89,11 +89,11 @@ class PeakGrowth:
 def peak_growth(device: torch.device) -> Iterator[PeakGrowth]:
     """Measure by how much memory grows at most while the body runs; the result is filled in when it ends."""
     _release_free_memory(device)
-    found, (before, _) = PeakGrowth(), _memory(device)
+    found, (before, _) = PeakGrowth(), memory_use(device)
     try:
         yield found
     finally:
-        found.size = max(0, _memory(device)[1] - before)
+        found.size = max(0, memory_use(device)[1] - before)
 
 
 def _release_free_memory(device: torch.device) -> None:
@@ -109,7 +109,7 @@ def _release_free_memory(device: torch.device) -> None:
         _CLEAR.write_text('5')  # Linux: the peak of the resident memory becomes its present size
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
+def memory_use(device: torch.device) -> tuple[int, int]:
     """Return bytes in use, and their peak."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)

@@ -1,12 +1,12 @@
 """A word to the user when training waits for its data, so that a GPU stands idle."""
 
-import os
 import time
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from dense.compat.environment import usable_cores
 from dense.screen import notice
 
 
@@ -73,13 +73,6 @@ class StarvingHook(Hook):
                 f'loading data takes {share:.0%} of a step ({self._loading / self.window:.2f} of {step:.2f} s) '
                 f'with num_workers={num_workers}: {remedy(num_workers, usable_cores())}'
             )
-
-
-def usable_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def remedy(num_workers: int, cores: int) -> str:

@@ -11,18 +11,14 @@ from pycocotools import mask as masks
 
 import dense
 from dense.evaluation import DenseCocoMetric
+from dense.machine import memory_use
 
 assert dense  # repairs mmcv, which the metric needs
 
 STATUS = Path('/proc/self/status')
+CPU = torch.device('cpu')
 HEIGHT, WIDTH, PER_IMAGE, NUM_CLASSES = 480, 640, 30, 80
 BEFORE_LIMIT = 2000  # boxes of an image before the limit on detections, of which the detector returns a slice
-
-
-def memory(key):
-    """VmRSS: resident bytes of this process; VmHWM: their peak."""
-    fields = dict(line.split(':', 1) for line in STATUS.read_text().splitlines())
-    return int(fields[key].split()[0]) * 1024
 
 
 def blobs(seed, height, width):
@@ -110,14 +106,14 @@ def test_memory_of_5000_images_stays_flat(tmp_path):
     for image in range(1, 5001):
         metric.process({}, [data_sample(image, *scenes[image % len(scenes)])])
         if image in (500, 5000):
-            at[image] = memory('VmRSS')
+            at[image], _ = memory_use(CPU)
     grown = (at[5000] - at[500]) / 4500
     kept = np.mean([size_of(result) for result in metric.results[500:]])
     dense_masks = PER_IMAGE * HEIGHT * WIDTH
     values = metric.evaluate(5000)
     figures = dict(
         grown_per_image=grown, kept_per_image=kept, dense_masks_per_image=dense_masks,
-        before_evaluation=at[5000], peak=memory('VmHWM'), segm_mAP=values['coco/segm_mAP'],
+        before_evaluation=at[5000], peak=memory_use(CPU)[1], segm_mAP=values['coco/segm_mAP'],
     )  # fmt: skip
     print(figures)  # shown by pytest -s
     # What the objects take by themselves, and half as much again for the allocator; the candidates of the boxes alone

@@ -205,6 +205,7 @@ def test_backbones_inside_another_module_are_found():
     assert_same(fused, model, images(1, 3, 64, 64))
 
 
+@pytest.mark.usefixtures('packing')
 @smallest_arch
 def test_recorded_graphs_are_the_same_function(family, arch):
     """Export and compilation see whole maps instead of rows, and nothing that works in place."""
@@ -215,6 +216,7 @@ def test_recorded_graphs_are_the_same_function(family, arch):
         for got, expected in zip(program.module()(x), fused(x), strict=True):
             assert relative_error(got, expected) < 1e-5
     assert 'addmm_' not in program.graph_module.code
+    assert 'mkldnn' not in program.graph_module.code
 
 
 @smallest_arch

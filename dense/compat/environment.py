@@ -342,11 +342,17 @@ def _device(torch: Any) -> str:
     return 'CPU: torch sees no GPU'
 
 
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _threads(imported: Mapping[str, ModuleType]) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     torch: Any = imported.get('torch')
     cv2: Any = imported.get('cv2')
-    parts = [f'{cores} cores']
+    parts = [f'{usable_cores()} cores']
     if torch is not None:
         parts.append(f'torch uses {torch.get_num_threads()}')
     if cv2 is not None:
