@@ -10,11 +10,11 @@ exist at once. On other devices, and where a graph is recorded, the same functio
 Shapes: N batch, C channels, D hidden channels, H and W height and width, P = N * H * W positions.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from backbones.derived import Derived
 
 # Hidden values that are held at a time. Below the 32 MiB from which the C library maps and unmaps every block of
 # memory anew, and large enough for the products to run at full rate (docs/benchmarks.md).
@@ -58,22 +58,21 @@ class PackedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias is not None, device='meta')
         self.weight = nn.Parameter(weight.t().contiguous().t())
         self.bias = None if bias is None else nn.Parameter(bias)
-        self._packed: Tensor | None = None
-        self._packed_from: tuple[int, int] | None = None
+        self._packed = Derived(_pack)
 
     def activated(self, rows: Tensor, act: nn.Module) -> Tensor:
         """``act(self(rows))``, ``(P, in_features) -> (P, out_features)``."""
         if not self._can_pack(rows):
             return _apply(act, self(rows))
         name, algorithm = _post_op(act)
-        hidden = torch.ops.mkldnn._linear_pointwise(rows, self._pack(), self.bias, name, [], algorithm)
+        hidden = torch.ops.mkldnn._linear_pointwise(rows, self._packed.of(self.weight), self.bias, name, [], algorithm)
         return act(hidden) if name == 'none' else hidden
 
     def added(self, rows: Tensor, other: Tensor) -> Tensor:
         """``other + self(rows)``, ``(P, in_features), (P, out_features) -> (P, out_features)``."""
         if not self._can_pack(rows):
             return other + self(rows)
-        return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._pack(), self.bias, 'add')
+        return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._packed.of(self.weight), self.bias, 'add')
 
     def _can_pack(self, rows: Tensor) -> bool:
         return (
@@ -84,15 +83,9 @@ class PackedLinear(nn.Linear):
             and not torch.is_autocast_enabled('cpu')
         )
 
-    def _pack(self) -> Tensor:
-        version = 0 if self.weight.is_inference() else self.weight._version
-        if self._packed is None or self._packed_from != (self.weight.data_ptr(), version):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self._packed_from = (self.weight.data_ptr(), version)
-        return self._packed
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packed': None, '_packed_from': None}  # cannot be copied or stored; made again
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def _post_op(act: nn.Module) -> tuple[str, str]:

@@ -8,8 +8,10 @@ from mmengine.registry import MODELS, init_default_scope
 from tiny_sets import reduce
 from torch import nn
 
+from backbones import winograd
 from backbones.fuse import fuse
 from backbones.fused import FusedBlock
+from backbones.winograd import WinogradConv2d
 
 MODELS_TO_FUSE = [
     'mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160',
@@ -34,6 +36,16 @@ def build(name):
     return model
 
 
+@pytest.fixture(params=['all convolutions in tiles', 'large maps in tiles'])
+def tiles(request, monkeypatch):
+    """The maps of these tests are small: with the usual limits hardly any convolution would be computed in tiles."""
+    if request.param == 'all convolutions in tiles':
+        monkeypatch.setattr(winograd, '_MIN_WEIGHTS', 0)
+        monkeypatch.setattr(winograd, '_MIN_TILES', 0)
+        monkeypatch.setattr(winograd, '_MIN_OUTPUTS', 0)
+
+
+@pytest.mark.usefixtures('tiles')
 @pytest.mark.parametrize('name', MODELS_TO_FUSE)
 def test_raw_outputs_agree(name):
     model = build(name)
@@ -42,6 +54,9 @@ def test_raw_outputs_agree(name):
     assert len(blocks) == sum(len(stage.blocks) for stage in model.backbone.stages)
     in_heads = [key for key, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d) and 'out_norm' not in key]
     assert not in_heads
+    suited = sum(WinogradConv2d.suits(m) for m in model.modules())
+    assert sum(isinstance(m, WinogradConv2d) for m in fused.modules()) == suited
+    assert suited or winograd._MIN_WEIGHTS
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features, expected_features = (m.extract_feat(x) for m in (fused, model))

@@ -1,0 +1,163 @@
+"""Is a convolution in tiles the same function, with fewer multiplications, wherever it is used?"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbones import winograd
+from backbones.fuse import fuse
+from backbones.winograd import WinogradConv2d
+
+# Images, input and output channels, height, width.
+SHAPES = [
+    (1, 256, 256, 48, 48),
+    (1, 384, 512, 45, 46),
+    (2, 256, 320, 32, 43),
+    (7, 300, 256, 16, 24),
+    (3, 256, 256, 47, 61),
+]
+
+
+@pytest.fixture(params=['at once', 'in bands'])
+def holding(request, monkeypatch):
+    """Maps of this size are computed at once with the usual limits."""
+    if request.param == 'in bands':
+        monkeypatch.setattr(winograd, '_SUM_BYTES', 1 << 20)
+        monkeypatch.setattr(winograd, '_INPUT_BYTES', 1 << 19)
+
+
+def pair(c=256, o=256, *, bias=True):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(c, o, 3, padding=1, bias=bias).requires_grad_(False).eval()
+    return conv, WinogradConv2d(conv)
+
+
+def images(*size):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(1))
+
+
+def flops(module, x):
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    return counter.get_total_flops()
+
+
+def largest_error(got, expected):
+    return ((got.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.usefixtures('holding')
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_equals_the_sum_over_the_window(shape, bias):
+    n, c, o, h, w = shape
+    conv, in_tiles = pair(c, o, bias=bias)
+    x = images(n, c, h, w)
+    expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, padding=1)
+    assert largest_error(in_tiles(x), expected) < 1e-5
+    assert largest_error(in_tiles(x.contiguous(memory_format=torch.channels_last)), expected) < 1e-5
+    assert flops(in_tiles, x) < 0.4 * flops(conv, x)  # it was computed in tiles
+
+
+def test_transforms_are_exact():
+    """In FP64 only the choice of points remains: every output of every single weight and input must be right."""
+    back, weights, inputs = (torch.from_numpy(matrix) for matrix in winograd._transforms())
+    for i in range(6):
+        for k in range(3):
+            x, w = torch.eye(6, dtype=torch.float64)[i], torch.eye(3, dtype=torch.float64)[k]
+            expected = F.conv1d(x.view(1, 1, 6), w.view(1, 1, 3)).flatten()
+            torch.testing.assert_close(back @ ((weights @ w) * (inputs @ x)), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize('size', [(1, 256, 12, 12), (40, 256, 7, 7), (100, 256, 14, 14)], ids=str)
+def test_small_maps_take_the_usual_way(size):
+    conv, in_tiles = pair()
+    x = images(*size)
+    assert flops(in_tiles, x) == flops(conv, x)
+    assert torch.equal(in_tiles(x), conv(x))
+
+
+NOT_SUITED = {
+    'stride': nn.Conv2d(256, 256, 3, padding=1, stride=2),
+    'dilation': nn.Conv2d(256, 256, 3, padding=2, dilation=2),
+    'padding': nn.Conv2d(256, 256, 3),
+    'reflected': nn.Conv2d(256, 256, 3, padding=1, padding_mode='reflect'),
+    'groups': nn.Conv2d(512, 512, 3, padding=1, groups=2),
+    'window': nn.Conv2d(256, 256, (3, 5), padding=1),
+    'few channels': nn.Conv2d(128, 256, 3, padding=1),
+    'transposed': nn.ConvTranspose2d(256, 256, 3, padding=1),
+    'derived class': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
+}
+
+
+@pytest.mark.parametrize('kind', NOT_SUITED)
+def test_other_convolutions_stay(kind):
+    model = nn.Sequential(NOT_SUITED[kind], nn.Conv2d(256, 256, 3, padding=1)).eval()
+    fused = fuse(model)
+    assert type(fused[0]) is type(NOT_SUITED[kind])
+    assert type(fused[1]) is WinogradConv2d
+
+
+def test_number_of_other_kinds():
+    assert len(NOT_SUITED) == 9
+
+
+def test_a_layer_that_is_used_twice_stays_one():
+    shared = nn.Conv2d(256, 256, 3, padding=1)
+    fused = fuse(nn.ModuleDict({'a': nn.Sequential(shared), 'b': nn.Sequential(shared, nn.ReLU())}).eval())
+    assert type(fused['a'][0]) is WinogradConv2d
+    assert fused['a'][0] is fused['b'][0]
+
+
+def test_weights_may_change():
+    conv, in_tiles = pair()
+    x = images(1, 256, 48, 48)
+    in_tiles(x)
+    with torch.no_grad():
+        in_tiles.weight.mul_(-2)
+    assert largest_error(in_tiles(x), conv(x)) < 1e-5  # it is the same parameter
+    in_tiles.load_state_dict({key: tensor * 3 for key, tensor in conv.state_dict().items()})
+    assert largest_error(in_tiles(x), conv(x)) < 1e-5
+    assert in_tiles.state_dict().keys() == conv.state_dict().keys()
+
+
+def test_a_used_layer_can_be_copied_and_pickled():
+    _, in_tiles = pair()
+    x = images(1, 256, 48, 48)
+    expected = in_tiles(x)
+    stored = pickle.dumps(in_tiles)
+    assert len(stored) < 1.1 * in_tiles.weight.nbytes + 10_000
+    for other in (copy.deepcopy(in_tiles), pickle.loads(stored)):
+        assert torch.equal(other(x), expected)
+
+
+def test_autocast_gradients_and_inference_mode():
+    conv, in_tiles = pair()
+    x = images(1, 256, 48, 48)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(in_tiles(x), conv(x))
+    with torch.inference_mode():
+        assert largest_error(in_tiles(x), conv(x)) < 1e-5
+    x.requires_grad_()
+    in_tiles(x).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize('size', [(0, 256, 48, 48), (256, 48, 48)], ids=['no image', 'without batch'])
+def test_unusual_inputs_are_those_of_pytorch(size):
+    conv, in_tiles = pair()
+    assert torch.equal(in_tiles(images(*size)), conv(images(*size)))
+
+
+def test_recorded_graphs():
+    conv, in_tiles = pair()
+    x = images(1, 256, 48, 48)
+    program = torch.export.export(in_tiles, (x,))
+    calls = [node.target for node in program.graph.nodes if node.op == 'call_function']
+    assert calls == [torch.ops.aten.conv2d.default]
+    assert torch.equal(torch.jit.trace(in_tiles, x)(x), conv(x))
