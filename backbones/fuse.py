@@ -21,7 +21,7 @@ from backbones.fasternet import FasterNetBlock
 from backbones.fused import FusedBlock, PackedLinear, RowNorm
 from backbones.inceptionnext import MetaNeXtBlock
 from backbones.layers import BATCH_NORMS
-from backbones.winograd import WinogradConv2d
+from backbones.winograd import use_winograd
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -52,21 +52,12 @@ def fuse(model: ModelT) -> ModelT:
             _fuse_backbone(module)
         for convert in CONVERTERS:
             convert(fused)
-        _use_winograd(fused)
+        use_winograd(fused)
     return fused.requires_grad_(False).eval()
 
 
 # Further rewritings, for parts that this package does not know: each changes a model in place.
 CONVERTERS: list[Callable[[nn.Module], None]] = []
-
-
-def _use_winograd(model: nn.Module) -> None:
-    """Replace every convolution, of heads too, that is cheaper in tiles."""
-    suited = {module: WinogradConv2d(module) for module in model.modules() if WinogradConv2d.suits(module)}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in suited:
-                parent.register_module(name, suited[child])
 
 
 def _fuse_backbone(backbone: StagedBackbone) -> None:

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions for inference on a CPU with a quarter of the multiplications.
+"""3 x 3 convolutions on a CPU with a quarter of the multiplications.
 
 Minimal filtering F(4 x 4, 3 x 3), after Winograd; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 CVPR 2016. Six inputs and three weights in a row are the coefficients of polynomials, whose product is had from their
@@ -11,10 +11,12 @@ Shapes: N batch, C input channels, O output channels, H and W height and width, 
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from backbones.derived import Derived
@@ -36,10 +38,11 @@ _INPUT_BYTES = 12 << 20
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1 and padding 1 for inference, equal to PyTorch's up to rounding.
+    """A 3 x 3 convolution of stride 1 and padding 1 that equals PyTorch's up to rounding, and so do its gradients.
 
     PyTorch's own convolution computes what would not gain: small maps, other devices and data types, and what is
-    recorded as a graph. The weights at the points take four times the memory of the weights.
+    recorded as a graph. The weights at the points take four times the memory of the weights; where no gradient is
+    asked for they are kept until the weights change.
 
     Args:
         conv: One that :meth:`suits`. Its parameters are used, not copied.
@@ -68,75 +71,112 @@ class WinogradConv2d(nn.Conv2d):
         """``(N, C, H, W) -> (N, O, H, W)``."""
         if not self._gains(x):
             return super().forward(x)
-        y = x.new_empty(len(x), self.out_channels, *x.shape[2:])
-        tiles = _SUM_BYTES // (_TILE * _TILE * self.out_channels * x.element_size())
-        for band, above, out in _bands(x, y, tiles):
-            self._convolve(band, above, out)
-        return y
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return _Convolution.apply(x, self.weight, self.bias)
+        return _convolve(x, self._weight_at_points.of(self.weight), self.bias)
 
     def _gains(self, x: Tensor) -> bool:
-        tiles = len(x) * _num_tiles(x.shape[-2]) * _num_tiles(x.shape[-1])
+        if x.dim() != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        tiles = len(x) * _num_tiles(x.shape[2]) * _num_tiles(x.shape[3])
         return (
-            not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-            and x.dim() == 4
-            and x.device.type == 'cpu'
+            x.device.type == 'cpu'
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled('cpu')
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and tiles >= _MIN_TILES
-            and len(x) * x.shape[-2] * x.shape[-1] >= _MIN_OUTPUTS * tiles
+            and len(x) * x.shape[2] * x.shape[3] >= _MIN_OUTPUTS * tiles
         )
 
-    def _convolve(self, band: Tensor, above: int, out: Tensor) -> None:
-        """``(N, C, <= H + 2, W) -> (N, O, H, W)``, with ``above`` rows of zeros to be put above the band."""
-        n, channels, rows, w = band.shape
-        th, pitch = _num_tiles(out.shape[2]), _pitch(n, w)
-        tw = n * pitch // _STEP
-        weight = self._weight_at_points.of(self.weight)
-        sums = band.new_empty(_TILE * _TILE, self.out_channels, th * tw)
-        # All images side by side. What is not written stays zero: it is the padding.
-        row = band.new_zeros(_channels_held(th * tw), th * _STEP + 2, tw * _STEP + 2)
-        for start in range(0, channels, len(row)):
-            part = slice(start, min(start + len(row), channels))
-            held = row[: part.stop - start]
-            target = held[:, above : above + rows, 1:-1].unflatten(2, (n, pitch))[..., :w]
-            target.copy_(band[:, part].permute(1, 2, 0, 3))
-            torch.baddbmm(sums, weight[..., part], _at_points(held), beta=float(start > 0), out=sums)
-        self._carry_back(sums, out, (th, tw))
 
-    def _carry_back(self, sums: Tensor, out: Tensor, tiles: tuple[int, int]) -> None:
-        """``(36, O, T) -> (N, O, H, W)``."""
-        n, channels, h, w = out.shape
-        y = torch.mm(_output_transform(), sums.flatten(1))  # (16, O * T)
-        y = y.view(_STEP, _STEP, channels, *tiles).permute(2, 3, 0, 4, 1)  # (O, th, 4, tw, 4)
-        y = y.reshape(channels, tiles[0] * _STEP, n, -1)[:, :h, :, :w].permute(2, 0, 1, 3)
-        if self.bias is None:
-            out.copy_(y)
-        else:
-            torch.add(y, self.bias.view(-1, 1, 1), out=out)
+def use_winograd(model: nn.Module) -> int:
+    """Replace every convolution of a model that suits, in place. Parameters, their names and hooks on them stay.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        How many layers were replaced.
+    """
+    suited = {module: WinogradConv2d(module) for module in model.modules() if WinogradConv2d.suits(module)}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in suited:
+                parent.register_module(name, suited[child])
+    return len(suited)
 
 
-def _num_tiles(size: int) -> int:
-    return -(-size // _STEP)
+class _Convolution(torch.autograd.Function):
+    """The convolution with its gradients, which are convolutions of the same kind and as cheap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, _weight_at_points(weight), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _convolve(grad, _weight_at_points(weight.flip(2, 3).transpose(0, 1)), None)
+        if ctx.needs_input_grad[1]:
+            of_weight = _weight_gradient(x, grad)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_x, of_weight, of_bias
 
 
-def _pitch(num_images: int, width: int) -> int:
-    """Columns from one image to the next when they lie side by side, at least one of zeros between."""
-    return _num_tiles(width + (num_images > 1)) * _STEP
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``(N, C, H, W)`` with weights at the points ``(36, O, C)``: ``(N, O, H, W)``."""
+    y = x.new_empty(len(x), weight.shape[1], *x.shape[2:])
+    for band, above, out in _bands(x, y):
+        tiles = _tiles(out)
+        sums = x.new_empty(_TILE * _TILE, weight.shape[1], tiles.number)
+        for part, values in _at_points(band, above, tiles):
+            torch.baddbmm(sums, weight[..., part], values, beta=float(part.start > 0), out=sums)
+        _carry_back(sums, bias, out, tiles)
+    return y
 
 
-def _channels_held(num_tiles: int) -> int:
-    """Input channels that are carried to the points at a time, a multiple of 64."""
-    return max(64, _INPUT_BYTES // (_TILE * _TILE * num_tiles * 4) // 64 * 64)
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Sum over positions, taken at the points: ``(N, C, H, W), (N, O, H, W) -> (O, C, 3, 3)``."""
+    channels = grad.shape[1], x.shape[1]
+    total = x.new_zeros(_TILE * _TILE, *channels)
+    for band, above, of_out in _bands(x, grad):
+        tiles = _tiles(of_out)
+        of_sums = _outputs_at_points(of_out, tiles)
+        for part, values in _at_points(band, above, tiles):
+            torch.baddbmm(total[..., part], of_sums, values.transpose(1, 2), out=total[..., part])
+    return torch.mm(_weight_transform().t(), total.flatten(1)).view(3, 3, *channels).permute(2, 3, 0, 1).contiguous()
 
 
-def _bands(x: Tensor, y: Tensor, num_tiles: int) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Cut inputs and outputs alike into several images, or rows of one, of about ``num_tiles`` tiles.
+class _Tiles(NamedTuple):
+    """The tiles of several images that lie side by side, with a column of zeros or more between."""
+
+    rows: int
+    columns: int
+    pitch: int  # positions from one image to the next
+
+    @property
+    def number(self) -> int:
+        return self.rows * self.columns
+
+
+def _tiles(y: Tensor) -> _Tiles:
+    n, _, h, w = y.shape
+    per_image = _num_tiles(w + (n > 1))
+    return _Tiles(_num_tiles(h), n * per_image, per_image * _STEP)
+
+
+def _bands(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Cut inputs and outputs alike into several images, or rows of one, so that the sums at the points stay small.
 
     Yields:
         Inputs with one row above and below, where the image has one; how many rows of padding it lacks above; outputs.
     """
     height = x.shape[2]
+    num_tiles = _SUM_BYTES // (_TILE * _TILE * y.shape[1] * y.element_size())
     rows = max(1, num_tiles // _num_tiles(x.shape[3])) * _STEP
     images = max(1, rows // (_num_tiles(height) * _STEP))
     for inputs, outputs in zip(x.split(images), y.split(images), strict=True):
@@ -144,30 +184,79 @@ def _bands(x: Tensor, y: Tensor, num_tiles: int) -> Iterator[tuple[Tensor, int, 
             yield inputs[:, :, max(top - 1, 0) : top + rows + 1], int(top == 0), outputs[:, :, top : top + rows]
 
 
-def _at_points(row: Tensor) -> Tensor:
-    """``(C, 4 th + 2, 4 tw + 2) -> (36, C, th * tw)``, a view: the values of every tile at the points."""
-    return F.conv2d(row.unsqueeze(1), _input_transform(), stride=_STEP).flatten(2).transpose(0, 1)
+def _at_points(band: Tensor, above: int, tiles: _Tiles) -> Iterator[tuple[slice, Tensor]]:
+    """Carry the inputs to the points, some channels at a time.
+
+    Args:
+        band: ``(N, C, at most 4 * rows + 2, W)``.
+        above: Rows of zeros to be put above the band.
+        tiles: Of the band's outputs.
+
+    Yields:
+        Which channels, and their values at the points, ``(36, channels, T)``.
+    """
+    n, channels, rows, w = band.shape
+    held = max(64, _INPUT_BYTES // (_TILE * _TILE * tiles.number * band.element_size()) // 64 * 64)
+    # What is not written stays zero: it is the padding.
+    padded = band.new_zeros(held, 1, tiles.rows * _STEP + 2, tiles.columns * _STEP + 2)
+    for start in range(0, channels, held):
+        part = slice(start, min(start + held, channels))
+        given = padded[: part.stop - start]
+        target = given[:, 0, above : above + rows, 1:-1].unflatten(2, (n, tiles.pitch))[..., :w]
+        target.copy_(band[:, part].permute(1, 2, 0, 3))
+        yield part, F.conv2d(given, _input_transform(), stride=_STEP).flatten(2).transpose(0, 1)
+
+
+def _carry_back(sums: Tensor, bias: Tensor | None, out: Tensor, tiles: _Tiles) -> None:
+    """Sums at the points ``(36, O, T)`` into outputs ``(N, O, H, W)``."""
+    n, channels, h, w = out.shape
+    y = torch.mm(_output_transform(), sums.flatten(1))  # (16, O * T)
+    y = y.view(_STEP, _STEP, channels, tiles.rows, tiles.columns).permute(2, 3, 0, 4, 1)  # (O, rows, 4, columns, 4)
+    y = y.reshape(channels, tiles.rows * _STEP, n, tiles.pitch)[:, :h, :, :w].permute(2, 0, 1, 3)
+    if bias is None:
+        out.copy_(y)
+    else:
+        torch.add(y, bias.view(-1, 1, 1), out=out)
+
+
+def _outputs_at_points(of_out: Tensor, tiles: _Tiles) -> Tensor:
+    """Gradient of outputs ``(N, O, H, W)`` to that of the sums at the points ``(36, O, T)``."""
+    n, channels, h, w = of_out.shape
+    padded = of_out.new_zeros(channels, tiles.rows * _STEP, n, tiles.pitch)
+    padded[:, :h, :, :w] = of_out.permute(1, 2, 0, 3)
+    in_tiles = padded.view(channels, tiles.rows, _STEP, tiles.columns, _STEP).permute(2, 4, 0, 1, 3)
+    return torch.mm(_output_transform().t(), in_tiles.reshape(_STEP * _STEP, -1)).view(-1, channels, tiles.number)
+
+
+def _num_tiles(size: int) -> int:
+    return -(-size // _STEP)
 
 
 def _weight_at_points(weight: Tensor) -> Tensor:
     """``(O, C, 3, 3) -> (36, O, C)``."""
-    to_points = torch.from_numpy(_transforms()[1])
-    values = torch.einsum('pi,ocij,qj->pqoc', to_points, weight.double(), to_points)
-    return values.flatten(0, 1).to(weight.dtype).contiguous()
+    return torch.mm(_weight_transform(), weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])
+
+
+@cache
+def _weight_transform() -> Tensor:
+    """Matrix ``(36, 9)`` that carries weights to the points."""
+    return _in_both_directions(_transforms()[1])
 
 
 @cache
 def _input_transform() -> Tensor:
     """Weights ``(36, 1, 6, 6)`` of the convolution that carries tiles of one channel to the points."""
-    to_points = torch.from_numpy(_transforms()[2])
-    return torch.einsum('pi,qj->pqij', to_points, to_points).reshape(_TILE**2, 1, _TILE, _TILE).float()
+    return _in_both_directions(_transforms()[2]).view(-1, 1, _TILE, _TILE)
 
 
 @cache
 def _output_transform() -> Tensor:
     """Matrix ``(16, 36)`` that carries sums at the points back to a tile of outputs."""
-    back = torch.from_numpy(_transforms()[0])
-    return torch.einsum('ip,jq->ijpq', back, back).reshape(_STEP**2, _TILE**2).float()
+    return _in_both_directions(_transforms()[0])
+
+
+def _in_both_directions(matrix: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.kron(matrix, matrix)).float()
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from dense.benchmark_models import LEAN, Subject, build_subject, is_config, runtime_versions
+from dense.benchmark_models import LEAN, TUNED, Subject, build_subject, is_config, runtime_versions
 from dense.errors import UserError
 from dense.machine import available_memory, gemm_rate, hardware, page_faults, peak_growth, synchronize, versions
 from dense.screen import notice
@@ -46,7 +46,7 @@ class Protocol:
         layouts: Memory formats to try, of :data:`LAYOUTS`.
         threads: Of the CPU; None leaves PyTorch's choice, and takes one for latency.
         device: ``'cpu'``, ``'cuda'``, or None for the GPU if there is one.
-        optimizer: ``'sgd'`` or ``'adamw'``, which a model with lean MLPs gets in its fused form, as training does.
+        optimizer: ``'sgd'`` or ``'adamw'``, which a lean or tuned model gets in its fused form, as training does.
         tf32: Whether matrix products and convolutions on a GPU may round their inputs to TF32, as on the papers' A100.
     """
 
@@ -285,7 +285,7 @@ def make_step(subject: Subject, images: torch.Tensor, mode: Mode, optimizer_name
 def _optimizer(subject: Subject, name: str) -> torch.optim.Optimizer:
     if name == 'sgd':
         return torch.optim.SGD(subject.model.parameters(), lr=1e-3, momentum=0.9)
-    return torch.optim.AdamW(subject.model.parameters(), lr=1e-4, fused=subject.name.endswith(LEAN) or None)
+    return torch.optim.AdamW(subject.model.parameters(), lr=1e-4, fused=subject.name.endswith((LEAN, TUNED)) or None)
 
 
 def _fitting_batch(subject: Subject, protocol: Protocol, device: torch.device, notes: list[str]) -> int:

@@ -2,9 +2,9 @@
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+cp``: trained
-with ``with_cp``; ``+onnx``: a backbone of this project
-exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has then.
+(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+tuned``: with all that the
+tools choose for training on a CPU (:mod:`dense.tuning`); ``+cp``: trained with ``with_cp``; ``+onnx``: a backbone of
+this project exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has.
 ``CONFIG+timm:NAME``: the config's model with that network of timm for its backbone.
 """
 
@@ -32,8 +32,9 @@ from dense.launch import load_config
 from dense.parts import run_parts
 from dense.samples import SAMPLES, random_regions
 from dense.screen import quiet_libraries
+from dense.tuning import tune
 
-FUSED, LEAN, CHECKPOINTED, ONNX = '+fused', '+lean', '+cp', '+onnx'
+FUSED, LEAN, TUNED, CHECKPOINTED, ONNX = '+fused', '+lean', '+tuned', '+cp', '+onnx'
 TIMM = '+timm:'
 IMAGENET = (3, 224, 224)
 _PATTERN = re.compile(r'(?P<family>[\w.]+):(?P<arch>[\w.-]+)')
@@ -99,6 +100,8 @@ def build_subject(
         subject.flops = _count_flops(subject, train)
         if name.endswith(LEAN):
             _make_lean(subject)
+        if name.endswith(TUNED):
+            tune(subject.model)
         if name.endswith(CHECKPOINTED):
             _checkpoint_blocks(subject)
         if name.endswith(ONNX):
@@ -110,7 +113,9 @@ def build_subject(
 
 def plain_name(name: str) -> str:
     """Return a model's name without what stands behind it."""
-    return name.removesuffix(FUSED).removesuffix(LEAN).removesuffix(CHECKPOINTED).removesuffix(ONNX)
+    for suffix in (FUSED, LEAN, TUNED, CHECKPOINTED, ONNX):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def runtime_versions(names: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
 
+from backbones.winograd import use_winograd
 from dense.screen import log_into, notice
 from dense.tuning import compile_backbones
 
@@ -51,6 +52,8 @@ class DenseRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _maybe_compile(self, target: str) -> None:
+        if self.cfg.get('winograd', not torch.cuda.is_available()):
+            self.logger.info(f'{use_winograd(self.model)} convolutions by minimal filtering (backbones/winograd.py)')
         # MMEngine's would compile the whole training step, whose losses depend on the data.
         options = self.cfg.get('compile')
         if options:

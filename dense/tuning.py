@@ -1,8 +1,9 @@
-"""What the tools choose to train faster on a CPU, where it was measured to pay, and how each choice is turned off.
+"""What the tools choose to compute faster on a CPU, where it was measured to pay, and how each choice is turned off.
 
 | choice | in place of | turned off by |
 |---|---|---|
 | lean MLP of a backbone that has one (:mod:`backbones.lean`) | hidden maps that are held | ``--cfg-options model.backbone.lean_mlp=False`` |
+| 3 x 3 convolutions by minimal filtering (:mod:`backbones.winograd`), in testing too | sums over the window | ``--cfg-options winograd=False`` |
 | one pass of AdamW over all parameters | a loop with ten operations each | ``--cfg-options optim_wrapper.optimizer.fused=False`` |
 | freed memory is kept (:mod:`dense.allocator`) | memory mapped anew in every layer | ``DENSE_KEEP_MEMORY=0`` in the environment |
 | waiting threads sleep (``tools/common.py``) | threads that spin | ``OMP_WAIT_POLICY=active`` in the environment |
@@ -19,8 +20,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from backbones.base import DenseBackbone
+from backbones.base import DenseBackbone, StagedBackbone
 from backbones.layers import Stage
+from backbones.winograd import use_winograd
 from dense.errors import UserError
 
 _FUSED = ('AdamW',)  # optimizers of PyTorch whose fused form was measured
@@ -40,6 +42,18 @@ def choose(cfg: Config) -> None:
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if optimizer and optimizer.get('type') in _FUSED and not optimizer.get('foreach'):
         optimizer.setdefault('fused', True)
+
+
+def tune(model: nn.Module) -> None:
+    """Make of a built model what the tools train on a CPU, in place: lean MLPs where it has them, minimal filtering.
+
+    Args:
+        model: Any module. Its parameters and their names stay.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, StagedBackbone) and 'lean_mlp' in _arguments(type(module)):
+            module.use_lean_mlp()
+    use_winograd(model)
 
 
 def _arguments(named: Any) -> Any:

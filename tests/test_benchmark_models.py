@@ -80,6 +80,13 @@ def test_unknown_names(name, cause, remedy):
     assert cause in caught.value.cause and remedy in caught.value.remedy
 
 
+def test_tuned_model():
+    kwargs = dict(train=True, device=torch.device('cpu'), shape=(3, 64, 64))
+    tuned = build_subject('InceptionNeXt:atto+tuned', **kwargs)
+    assert all(block.lean_mlp for stage in tuned.model.stages for block in stage.blocks) and not tuned.is_fused
+    assert build_subject('FasterNet:t0+tuned', **kwargs).flops > 0  # no lean MLP: nothing to choose
+
+
 def test_lean_model():
     lean, plain = (
         build_subject(name, train=True, device=CPU, shape=(3, 64, 64))

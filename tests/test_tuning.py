@@ -10,7 +10,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from backbones import InceptionNeXt
+from backbones import FasterNet, InceptionNeXt, winograd
+from backbones.winograd import WinogradConv2d
 from dense import tuning
 from dense.errors import UserError
 from dense.launch import load_config, train
@@ -66,7 +67,9 @@ def test_runs_with_and_without_are_exchangeable(
     task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu, monkeypatch
 ):
     """A run that was begun with the choices goes on without them, and the other way round, to the same losses."""
-    off = {'model.backbone.lean_mlp': False}
+    off = {'model.backbone.lean_mlp': False, 'winograd': False}
+    for limit in ('_MIN_WEIGHTS', '_MIN_TILES', '_MIN_OUTPUTS'):
+        monkeypatch.setattr(winograd, limit, 0)  # the model of this test is small
     # SGD: AdamW's first steps make a large step of a rounding difference in a gradient near 0.
     sgd = {'optim_wrapper.optimizer': dict(type='SGD', lr=1e-3, weight_decay=0.0)}
     no_validation = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
@@ -81,6 +84,7 @@ def test_runs_with_and_without_are_exchangeable(
         runner = train(cfg)
         lean = {block.lean_mlp for stage in runner.model.backbone.stages for block in stage.blocks}
         assert lean == {more == {}}
+        assert any(isinstance(module, WinogradConv2d) for module in runner.model.modules()) == (more == {})
         return runner.model.state_dict()
 
     states = [run('on', {}), run('off', off)]
@@ -113,6 +117,15 @@ def test_fused_state_resumes_a_loop_and_the_other_way_round():
         resumed_optimizer.load_state_dict(begun_optimizer.state_dict())
         steps(resumed, resumed_optimizer, 2)
         torch.testing.assert_close(resumed.weight, layer.weight)
+
+
+@pytest.mark.parametrize(('family', 'lean'), [(InceptionNeXt, True), (FasterNet, False)])
+def test_tuned_models(family, lean):
+    model = nn.ModuleDict(dict(backbone=family(min(family.ARCHS)), neck=nn.Conv2d(256, 256, 3, padding=1)))
+    names = list(model.state_dict())
+    tuning.tune(model)
+    assert any(getattr(module, 'lean_mlp', False) for module in model.modules()) == lean
+    assert isinstance(model.neck, WinogradConv2d) and list(model.state_dict()) == names
 
 
 def test_only_the_backbone_is_compiled():

@@ -15,7 +15,7 @@ MODEL is one of
   timm:resnet50            a model of timm, without its classifier
   configs/.../NAME.py      a whole detector, segmentor or classifier
 and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
-+lean trains it with lean MLPs (and AdamW in its fused form), as tools/train.py does on a CPU;
++lean trains it with lean MLPs and AdamW in its fused form; +tuned with all that tools/train.py chooses on a CPU;
 +cp trains it with activation checkpointing (with_cp=True);
 +onnx exports a backbone as tools/export.py does and runs it in ONNX Runtime on the CPU.
 configs/.../NAME.py+timm:NETWORK is the config's model with timm's features for its backbone.
