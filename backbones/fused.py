@@ -62,7 +62,7 @@ class PackedLinear(nn.Linear):
 
     def activated(self, rows: Tensor, act: nn.Module) -> Tensor:
         """``act(self(rows))``, ``(P, in_features) -> (P, out_features)``."""
-        if not self._can_pack(rows):
+        if torch.is_autocast_enabled(rows.device.type) or not self._can_pack(rows):
             return _apply(act, self(rows))
         name, algorithm = _post_op(act)
         hidden = torch.ops.mkldnn._linear_pointwise(rows, self._packed.of(self.weight), self.bias, name, [], algorithm)
@@ -70,8 +70,11 @@ class PackedLinear(nn.Linear):
 
     def added(self, rows: Tensor, other: Tensor) -> Tensor:
         """``other + self(rows)``, ``(P, in_features), (P, out_features) -> (P, out_features)``."""
+        if torch.is_autocast_enabled(rows.device.type):
+            return other + self(rows)  # the sum stays in full precision
         if not self._can_pack(rows):
-            return other + self(rows)
+            total = torch.addmm(other, rows, self.weight.t())
+            return total if self.bias is None else total.add_(self.bias)
         return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._packed.of(self.weight), self.bias, 'add')
 
     def _can_pack(self, rows: Tensor) -> bool:
@@ -80,7 +83,6 @@ class PackedLinear(nn.Linear):
             and rows.device.type == 'cpu'
             and rows.dtype == self.weight.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled('cpu')
         )
 
 
