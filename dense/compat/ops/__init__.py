@@ -41,7 +41,7 @@ SERVED = {
     'soft_nms': 'NumPy',
     'nms_match': 'NumPy',
     'bbox_overlaps': 'PyTorch',
-    'RoIAlign (avg)': 'torchvision.ops.roi_align',
+    'RoIAlign (avg)': 'PyTorch on a CPU, else torchvision.ops.roi_align',
     'RoIAlign (max)': 'PyTorch',
     'RoIPool': 'PyTorch',
     'DeformConv2d': 'torchvision.ops.deform_conv2d',

@@ -1,7 +1,8 @@
 """Pooling of regions of interest: RoIAlign (average and maximum) and RoIPool.
 
 RoIAlign: He et al., Mask R-CNN, 2017, section 3 (https://arxiv.org/abs/1703.06870). The average is torchvision's
-kernel; the maximum, and the average under deterministic algorithms on a GPU, sample here by tensor indexing.
+kernel or, on a CPU, that of :mod:`dense.compat.ops.roi_rows`; the maximum, and the average under deterministic
+algorithms on a GPU, sample here by tensor indexing.
 RoIPool: Girshick, Fast R-CNN, 2015, section 2.1 (https://arxiv.org/abs/1504.08083), with mmcv's borders: a region
 ends at ``(x2 + 1) * spatial_scale`` and nothing is rounded before the bins are cut, unlike torchvision's.
 
@@ -16,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from dense.compat.ops import roi_rows
 from dense.compat.ops.common import needs_determinism, pair, vector_jacobian, without_autocast, working_dtype
 
 OUTSIDE = -2.0  # a coordinate that samples nothing: whatever lies beyond -1 is outside the map
@@ -60,6 +62,15 @@ def roi_align(
             pooled = _sample(features, regions[:, 0].long(), y, x)
         elif needs_determinism(input):
             pooled = _average(features, regions, size, float(spatial_scale), int(sampling_ratio), aligned)
+        elif roi_rows.pays(features, regions, size):
+            pooled = roi_rows.average(
+                features,
+                regions,
+                size,
+                spatial_scale=float(spatial_scale),
+                sampling_ratio=int(sampling_ratio),
+                aligned=bool(aligned),
+            )
         else:
             pooled = torchvision.ops.roi_align(
                 features, regions, size, float(spatial_scale), int(sampling_ratio), bool(aligned)
@@ -128,19 +139,12 @@ def _sample_grids(
         Indices of the regions (R',), ordinates (R', PH, GH) and abscissae (R', PW, GW) on the feature map. GH and GW
         are 0 for regions without extent.
     """
-    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)  # x1, y1, x2, y2
-    extent = corners[:, 2:] - corners[:, :2]
-    if not aligned:
-        extent = extent.clamp(min=1)  # the first version of RoIAlign had no region below one pixel
-    bin_width, bin_height = extent[:, 0] / size[1], extent[:, 1] / size[0]
-    counts = torch.stack([bin_height, bin_width], 1).ceil().clamp(min=0).long()
-    if sampling_ratio > 0:
-        counts = torch.full_like(counts, sampling_ratio)
+    start, bin_size, counts = roi_rows.sample_grids(rois, size, spatial_scale, sampling_ratio, aligned)
     kinds, kind_of = torch.unique(counts, dim=0, return_inverse=True)
     for kind, (num_y, num_x) in enumerate(kinds.tolist()):
         index = (kind_of == kind).nonzero().squeeze(1)
-        y = _bin_points(corners[index, 1], bin_height[index], size[0], num_y)
-        x = _bin_points(corners[index, 0], bin_width[index], size[1], num_x)
+        y = _bin_points(start[index, 0], bin_size[index, 0], size[0], num_y)
+        x = _bin_points(start[index, 1], bin_size[index, 1], size[1], num_x)
         yield index, y, x
 
 
