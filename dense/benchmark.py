@@ -12,102 +12,19 @@ included, NMS and the resizing of results not.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from statistics import median
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 
-from dense.benchmark_models import LEAN, TUNED, Subject, build_subject, is_config, runtime_versions
+from dense.benchmark_apart import ApartCase, open_apart
+from dense.benchmark_case import Case, Clock, Measurement, Protocol, configured, open_model
+from dense.benchmark_models import Subject, build_subject, runtime_versions
 from dense.errors import UserError
-from dense.machine import available_memory, gemm_rate, hardware, page_faults, peak_growth, synchronize, versions
-from dense.screen import notice
+from dense.machine import gemm_rate, hardware, versions
 
-Mode = Literal['infer', 'train', 'latency']
-Clock = Callable[[], float]
-LAYOUTS = {'first': torch.contiguous_format, 'last': torch.channels_last}
-MEMORY_SHARE = 0.7  # of the available memory that a batch may need; the system and its caches want the rest
 TURN_WARMUP = 2  # steps before a later turn of a model, whose data the others have driven out of the caches
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How to measure.
-
-    Attributes:
-        mode: ``'infer'`` and ``'train'`` for throughput, ``'latency'`` for the time of one image.
-        warmup: Steps before the first timed one; None for what the papers took.
-        iters: Timed steps of a turn; None for what the papers took.
-        repeats: Turns of every model.
-        batch: Images in a step; None for 128 of a backbone and 1 of a config's model (2 where it trains).
-        shape: Channels, height and width of the images; None for what is usual for the model.
-        layouts: Memory formats to try, of :data:`LAYOUTS`.
-        threads: Of the CPU; None leaves PyTorch's choice, and takes one for latency.
-        device: ``'cpu'``, ``'cuda'``, or None for the GPU if there is one.
-        optimizer: ``'sgd'`` or ``'adamw'``, which a lean or tuned model gets in its fused form, as training does.
-        tf32: Whether matrix products and convolutions on a GPU may round their inputs to TF32, as on the papers' A100.
-    """
-
-    mode: Mode = 'infer'
-    warmup: int | None = None
-    iters: int | None = None
-    repeats: int = 3
-    batch: int | None = None
-    shape: tuple[int, int, int] | None = None
-    layouts: tuple[str, ...] = ('first', 'last')
-    threads: int | None = None
-    device: str | None = None
-    optimizer: Literal['sgd', 'adamw'] = 'sgd'
-    tf32: bool = True
-
-
-@dataclass
-class Measurement:
-    """What was measured of one model in one memory format.
-
-    Attributes:
-        name: Of the model.
-        layout: ``'first'`` or ``'last'``: where the channels lie.
-        batch: Images in a step.
-        shape: Channels, height and width of an image.
-        is_fused: Whether the model was rewritten for inference.
-        flops: Of one image.
-        turns: Seconds of each timed step, turn by turn.
-        faults: Minor page faults of a step, turn by turn.
-        peak_growth: Bytes by which memory grew at most during a turn, turn by turn.
-    """
-
-    name: str
-    layout: str
-    batch: int
-    shape: tuple[int, int, int]
-    is_fused: bool
-    flops: float
-    turns: list[list[float]] = field(default_factory=list)
-    faults: list[float] = field(default_factory=list)
-    peak_growth: list[int] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Median of all steps."""
-        return median(step for turn in self.turns for step in turn)
-
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.batch / self.seconds
-
-    @property
-    def flop_rate(self) -> float:
-        """FLOP/s reached."""
-        return self.flops * self.rate
-
-    def ratio(self, baseline: 'Measurement') -> float:
-        """Return how many times faster this is than another one of the same run: the median over the turns."""
-        pairs = zip(self.turns, baseline.turns, strict=True)
-        return median(self.batch / median(own) * median(other) / baseline.batch for own, other in pairs)
 
 
 @dataclass
@@ -142,16 +59,6 @@ class Result:
         return next((m for m in self.best() if m.name == self.baseline), None)
 
 
-@dataclass
-class Case:
-    """A model in one memory format, ready to be timed."""
-
-    subject: Subject
-    result: Measurement
-    step: Callable[[], None]
-    prepare: Callable[[], None]
-
-
 def benchmark(
     names: Sequence[str],
     protocol: Protocol,
@@ -160,6 +67,7 @@ def benchmark(
     build: Callable[..., Subject] = build_subject,
     clock: Clock = time.perf_counter,
     notes: Sequence[str] = (),
+    apart: bool = False,
 ) -> Result:
     """Measure models side by side.
 
@@ -170,6 +78,7 @@ def benchmark(
         build: Makes a model from its name.
         clock: Returns seconds.
         notes: What else the result shall say of how it was measured.
+        apart: Give each model a process of its own (:mod:`dense.benchmark_apart`).
 
     Raises:
         UserError: A name is not understood, or not even one image fits into memory.
@@ -178,12 +87,13 @@ def benchmark(
     device = torch.device(protocol.device or 'cpu')
     names = list(dict.fromkeys([*names, *([baseline] if baseline else [])]))
     said = list(notes)
-    cases: list[Case] = []
-    with _configured(protocol, device):
+    cases: list[Case | ApartCase] = []
+    with configured(protocol, device), ExitStack() as opened:
         for name in names:
-            subject = build(name, train=protocol.mode == 'train', device=device, shape=protocol.shape)
-            batch = _fitting_batch(subject, protocol, device, said)
-            cases += [_case(subject, layout, batch, protocol) for layout in protocol.layouts]
+            if apart:
+                cases += opened.enter_context(open_apart(name, protocol, said))
+            else:
+                cases += open_model(name, protocol, device, said, build)
         gemm = measure(cases, protocol, device, clock)
     found = [case.result for case in cases]
     packages = versions(device) | runtime_versions(names)
@@ -208,21 +118,7 @@ def _completed(protocol: Protocol) -> Protocol:
     )
 
 
-@contextmanager
-def _configured(protocol: Protocol, device: torch.device) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(protocol.threads or threads)
-    if device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = protocol.tf32
-        torch.set_float32_matmul_precision('high' if protocol.tf32 else 'highest')
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def measure(cases: Sequence[Case], protocol: Protocol, device: torch.device, clock: Clock) -> list[float]:
+def measure(cases: Sequence[Case | ApartCase], protocol: Protocol, device: torch.device, clock: Clock) -> list[float]:
     """Time the cases in turns, and the product of two matrices once in every round.
 
     Returns:
@@ -232,131 +128,7 @@ def measure(cases: Sequence[Case], protocol: Protocol, device: torch.device, clo
     warmup, iters = protocol.warmup or 0, protocol.iters or 1
     for turn in range(protocol.repeats):
         for case in cases:
-            case.prepare()
-            with peak_growth(device) as growth:
-                for _ in range(warmup if turn == 0 else min(TURN_WARMUP, warmup)):
-                    case.step()
-                faults = page_faults()
-                case.result.turns.append([_timed(case.step, device, clock) for _ in range(iters)])
-                case.result.faults.append((page_faults() - faults) / iters)
-            case.result.peak_growth.append(growth.size)
+            first = warmup if turn == 0 else min(TURN_WARMUP, warmup)
+            case.result.add(case.turn(first, iters, device, clock))
         gemm.append(gemm_rate(device))
     return gemm
-
-
-def _timed(step: Callable[[], None], device: torch.device, clock: Clock) -> float:
-    synchronize(device)
-    start = clock()
-    step()
-    synchronize(device)
-    return clock() - start
-
-
-def _case(subject: Subject, layout: str, batch: int, protocol: Protocol) -> Case:
-    images = subject.images(batch).to(memory_format=LAYOUTS[layout])
-
-    def prepare() -> None:
-        if not subject.is_fused:  # a fused model's weights lie as its computation wants them
-            subject.model.to(memory_format=LAYOUTS[layout])
-
-    result = Measurement(subject.name, layout, batch, subject.shape, subject.is_fused, subject.flops)
-    return Case(subject, result, make_step(subject, images, protocol.mode, protocol.optimizer), prepare)
-
-
-def make_step(subject: Subject, images: torch.Tensor, mode: Mode, optimizer_name: str = 'sgd') -> Callable[[], None]:
-    """Return the step that is timed."""
-    if mode != 'train':
-
-        @torch.inference_mode()
-        def infer() -> None:
-            subject.run(subject.model, images)
-
-        return infer
-    optimizer = _optimizer(subject, optimizer_name)
-
-    def train() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        subject.loss(subject.model, images).backward()
-        optimizer.step()
-
-    return train
-
-
-def _optimizer(subject: Subject, name: str) -> torch.optim.Optimizer:
-    if name == 'sgd':
-        return torch.optim.SGD(subject.model.parameters(), lr=1e-3, momentum=0.9)
-    return torch.optim.AdamW(subject.model.parameters(), lr=1e-4, fused=subject.name.endswith((LEAN, TUNED)) or None)
-
-
-def _fitting_batch(subject: Subject, protocol: Protocol, device: torch.device, notes: list[str]) -> int:
-    usual = (2 if protocol.mode == 'train' else 1) if is_config(subject.name) else 128
-    asked = protocol.batch or usual
-
-    def attempt(batch: int) -> None:
-        make_step(subject, subject.images(batch), protocol.mode, protocol.optimizer)()
-
-    limit = available_memory() if device.type == 'cpu' else None
-    batch = fit_batch(attempt, asked, device=device, limit=limit, smallest=2 if protocol.mode == 'train' else 1)
-    if batch < asked:
-        notes.append(f'{subject.name}: batch {asked} does not fit into memory, reduced to {batch}')
-        notice(notes[-1])
-    return batch
-
-
-def fit_batch(
-    attempt: Callable[[int], None], batch: int, *, device: torch.device, limit: int | None = None, smallest: int = 1
-) -> int:
-    """Halve a batch until it fits into memory.
-
-    Where memory ends on a CPU the system ends the process, so that the need is estimated there before anything large is
-    tried: from the growth of two small batches.
-
-    Args:
-        attempt: Runs a step on that many images; raises when memory is short.
-        batch: To begin with.
-        device: Where it runs.
-        limit: Bytes that there are; None tries instead of estimating.
-        smallest: The smallest batch that can run.
-
-    Returns:
-        The largest of batch, batch / 2, batch / 4, ... that fits.
-
-    Raises:
-        UserError: Not even the smallest batch fits.
-    """
-    if limit is not None and batch >= 4 * smallest:
-        need = _memory_estimate(attempt, device, smallest)
-        while batch > smallest and need(batch) > MEMORY_SHARE * limit:
-            batch = max(smallest, batch // 2)
-    while True:
-        try:
-            attempt(batch)
-            return batch
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if batch <= smallest:
-                raise UserError(
-                    f'not even a batch of {smallest} fits into memory',
-                    'give smaller images with --shape, or another model',
-                ) from None
-        if device.type == 'cuda':
-            torch.cuda.empty_cache()
-        batch = max(smallest, batch // 2)
-
-
-def _memory_estimate(attempt: Callable[[int], None], device: torch.device, smallest: int) -> Callable[[int], float]:
-    """Return a function of the batch: bytes that a step needs, on a straight line through two small batches."""
-    attempt(smallest)  # what stays allocated once it was used shall not count
-    growth = {}
-    for batch in (smallest, 2 * smallest):
-        with peak_growth(device) as used:
-            attempt(batch)
-        growth[batch] = used.size
-    slope = max(0, growth[2 * smallest] - growth[smallest]) / smallest
-    return lambda batch: growth[smallest] + slope * (batch - smallest)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has no class of its own for the CPU.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from dense.benchmark import Measurement, Result
+from dense.benchmark import Result
+from dense.benchmark_case import Measurement
 from dense.errors import UserError
 from dense.text_table import markdown, plain
 

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,9 @@ from leaves import BY_NAME
 from torch import nn
 
 from dense import benchmark as bench
-from dense.benchmark import Measurement, Protocol, Result, benchmark, fit_batch
+from dense import benchmark_case
+from dense.benchmark import Result, benchmark
+from dense.benchmark_case import Measurement, Protocol, fit_batch
 from dense.benchmark_models import Subject
 from dense.benchmark_report import as_json, as_markdown, as_text, check_out, write
 from dense.errors import UserError
@@ -165,12 +168,35 @@ def test_a_reduced_batch_is_said(fakes, monkeypatch):
 
         return replace(subject, run=bounded)
 
-    monkeypatch.setattr(bench, 'available_memory', lambda: None)
+    monkeypatch.setattr(benchmark_case, 'available_memory', lambda: None)
     protocol = Protocol(warmup=0, iters=1, repeats=1, device='cpu')
     result = benchmark(['a:1'], protocol, build=with_little_memory, clock=clock)
     assert [m.batch for m in result.measurements] == [32, 32]
     assert result.notes == ['a:1: batch 128 does not fit into memory, reduced to 32']
     assert result.notes[0] in as_text(result)
+
+
+def test_models_in_processes_of_their_own():
+    names = ['InceptionNeXt:atto+fused', 'timm:resnet10t']
+    protocol = Protocol(
+        warmup=1, iters=2, repeats=3, batch=2, shape=(3, 64, 64), layouts=('first', 'last'), device='cpu'
+    )
+    result = benchmark(names, protocol, baseline=names[1], apart=True)
+    assert [(m.name, m.layout) for m in result.measurements] == [(n, lay) for n in names for lay in ('first', 'last')]
+    for found in result.measurements:
+        assert found.batch == 2 and found.shape == (3, 64, 64) and found.flops > 0
+        assert [len(turn) for turn in found.turns] == [2, 2, 2]
+        assert len(found.faults) == len(found.peak_growth) == 3
+        assert all(0 < step < 60 for turn in found.turns for step in turn)
+    assert result.notes == ([f'{names[0]}: freed memory is kept'] if sys.platform == 'linux' else [])
+    assert all(name in as_text(result) for name in names)
+
+
+def test_an_error_of_another_process_is_told():
+    protocol = Protocol(warmup=0, iters=1, repeats=1, batch=1, device='cpu')
+    with pytest.raises(UserError, match="no model 'zzzz'") as caught:
+        benchmark(['timm:zzzz'], protocol, apart=True)
+    assert 'names are allowed' in caught.value.remedy
 
 
 def test_boxes_lie_in_the_image():

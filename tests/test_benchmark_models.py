@@ -7,7 +7,7 @@ import torch
 from leaves import BY_NAME
 from torch import nn
 
-from dense import benchmark as bench
+from dense import benchmark_case as bench
 from dense.benchmark_models import Subject, build_subject
 from dense.complexity import config_complexity
 from dense.errors import UserError

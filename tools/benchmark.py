@@ -48,15 +48,14 @@ def main(argv: list[str] | None = None) -> int:
         'N is halved until it fits into memory',
     )
     parser.add_argument('--layout', choices=('both', 'first', 'last'), default='both', help='channels (default: both)')
-    parser.add_argument(
-        '--warmup', type=int, metavar='STEPS', help="default: 10, as the papers' (50: latency on a GPU)"
-    )
+    parser.add_argument('--warmup', type=int, metavar='STEPS', help='default: 10, as the papers (50: latency on a GPU)')
     parser.add_argument('--iters', type=int, metavar='STEPS', help='timed in a turn (default: 40; 200 for latency)')
     parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='of every model (default: 3)')
     parser.add_argument('--threads', type=int, help="of the CPU (default: PyTorch's choice; 1 for latency)")
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
     parser.add_argument('--optimizer', choices=('sgd', 'adamw'), default='sgd', help='of --mode train (default: sgd)')
     parser.add_argument('--keep-memory', action='store_true', help='as tools/train.py does, for every model')
+    parser.add_argument('--apart', action='store_true', help='a process for each; +fused, +lean, +tuned keep memory')
     parser.add_argument('--cpu-time', action='store_true', help='time of all threads, instead of what a clock shows')
     parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')
     parser.add_argument('--out', metavar='FILE', help='write the result, as .json or .md')
@@ -69,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from dense.benchmark import Protocol, benchmark
+    from dense.benchmark import benchmark
+    from dense.benchmark_case import Protocol
     from dense.benchmark_report import as_text, check_out, write
 
     if args.out:
@@ -89,8 +89,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     )
     clock = time.process_time if args.cpu_time else time.perf_counter
     asked = ((args.cpu_time, 'CPU time of all threads'), (args.keep_memory, 'freed memory is kept'))
-    notes = [note for is_asked, note in asked if is_asked]
-    result = benchmark(args.models, protocol, baseline=args.baseline, clock=clock, notes=notes)
+    notes = [note for is_asked, note in asked if is_asked] + ['each model in its own process'] * args.apart
+    result = benchmark(args.models, protocol, baseline=args.baseline, clock=clock, notes=notes, apart=args.apart)
     print(as_text(result))
     if args.out:
         write(result, args.out)
