@@ -2,7 +2,8 @@
 
 Norms with fixed statistics and layer scales are constant factors and offsets, so they are multiplied into the weights
 next to them; drop path does nothing and goes; weights lie channels-last, as the computation wants them; each block
-becomes a :class:`backbones.fused.FusedBlock`. Nothing is approximated: outputs differ by rounding only.
+becomes a :class:`backbones.fused.FusedBlock`, and large 3 x 3 convolutions, of heads as well, are computed in tiles
+(:mod:`backbones.winograd`). Nothing is approximated: outputs differ by rounding only.
 """
 
 import copy
@@ -29,8 +30,8 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 def fuse(model: ModelT) -> ModelT:
     """Rewrite a model for inference: same outputs up to rounding, less time and memory.
 
-    Every backbone of this package is rewritten, also inside a detector, a segmentor or any other module; what is not
-    known stays as it is. The model that was given is not changed.
+    Every backbone of this package is rewritten, also inside a detector, a segmentor or any other module, and every
+    3 x 3 convolution that is cheaper in tiles; what is not known stays as it is. The model that is given stays, too.
 
     Args:
         model: In evaluation mode.
