@@ -36,6 +36,9 @@ _MIN_OUTPUTS = 14  # of the 16 of a tile, on average: what lies beyond the edge 
 _SUM_BYTES = 20 << 20
 _INPUT_BYTES = 12 << 20
 
+# A module with hooks (weight norm is made of one) is more than a convolution.
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
 
 class WinogradConv2d(nn.Conv2d):
     """A 3 x 3 convolution of stride 1 and padding 1 that equals PyTorch's up to rounding, and so do its gradients.
@@ -65,6 +68,7 @@ class WinogradConv2d(nn.Conv2d):
             and module.groups == 1
             and module.padding_mode == 'zeros'
             and module.in_channels * module.out_channels >= _MIN_WEIGHTS
+            and not any(getattr(module, kind) for kind in _HOOKS)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(model: nn.Module) -> int:
-    """Replace every convolution of a model that suits, in place. Parameters, their names and hooks on them stay.
+    """Replace every convolution of a model that suits, in place. Parameters and their names stay.
 
     Args:
         model: Any module.

@@ -51,9 +51,17 @@ class DenseRunner(Runner):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
-    def _maybe_compile(self, target: str) -> None:
+    def test(self) -> dict[str, float]:
+        """Evaluate the model; returns the metrics."""
+        self._choose_convolutions()
+        return super().test()
+
+    def _choose_convolutions(self) -> None:
         if self.cfg.get('winograd', not torch.cuda.is_available()):
             self.logger.info(f'{use_winograd(self.model)} convolutions by minimal filtering (backbones/winograd.py)')
+
+    def _maybe_compile(self, target: str) -> None:
+        self._choose_convolutions()  # the weights have been initialised by now
         # MMEngine's would compile the whole training step, whose losses depend on the data.
         options = self.cfg.get('compile')
         if options:

@@ -15,6 +15,7 @@ from backbones.winograd import WinogradConv2d
 from dense import tuning
 from dense.errors import UserError
 from dense.launch import load_config, train
+from dense.launch import test as evaluate
 from dense.tuning import choose, compile_backbones
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -117,6 +118,26 @@ def test_fused_state_resumes_a_loop_and_the_other_way_round():
         resumed_optimizer.load_state_dict(begun_optimizer.state_dict())
         steps(resumed, resumed_optimizer, 2)
         torch.testing.assert_close(resumed.weight, layer.weight)
+
+
+def test_testing_gives_the_same_metrics(tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu, monkeypatch):
+    for limit in ('_MIN_WEIGHTS', '_MIN_TILES', '_MIN_OUTPUTS'):
+        monkeypatch.setattr(winograd, limit, 0)  # the model of this test is small
+    options = tiny_options('seg', tiny_data, iters=1)
+    used = []
+    monkeypatch.setattr('dense.runner.use_winograd', lambda model: used.append(winograd.use_winograd(model)))
+
+    def load(name, more):
+        return load_config(
+            tiny_config_files['seg'], work_dir=tmp_path / name, data_root=tiny_data, options={**options, **more}
+        )
+
+    train(load('train', {'winograd': False}))
+    assert used == []
+    (checkpoint,) = (tmp_path / 'train').glob('iter_*.pth')
+    metrics = [evaluate(load(name, more), checkpoint) for name, more in (('off', {'winograd': False}), ('on', {}))]
+    assert len(used) == 1 and used[0] > 0
+    assert metrics[0] == pytest.approx(metrics[1], abs=0.5) and len(metrics[0]) >= 3
 
 
 @pytest.mark.parametrize(('family', 'lean'), [(InceptionNeXt, True), (FasterNet, False)])

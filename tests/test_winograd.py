@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import winograd
@@ -138,6 +139,11 @@ def test_small_maps_take_the_usual_way(size):
     assert torch.equal(in_tiles(x), conv(x))
 
 
+def hooked(conv):
+    conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return conv
+
+
 NOT_SUITED = {
     'stride': nn.Conv2d(256, 256, 3, padding=1, stride=2),
     'dilation': nn.Conv2d(256, 256, 3, padding=2, dilation=2),
@@ -147,6 +153,8 @@ NOT_SUITED = {
     'window': nn.Conv2d(256, 256, (3, 5), padding=1),
     'few channels': nn.Conv2d(128, 256, 3, padding=1),
     'transposed': nn.ConvTranspose2d(256, 256, 3, padding=1),
+    'hook': hooked(nn.Conv2d(256, 256, 3, padding=1)),
+    'parametrized': parametrizations.weight_norm(nn.Conv2d(256, 256, 3, padding=1)),
     'derived class': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
 }
 
@@ -160,7 +168,7 @@ def test_other_convolutions_stay(kind):
 
 
 def test_number_of_other_kinds():
-    assert len(NOT_SUITED) == 9
+    assert len(NOT_SUITED) == 11
 
 
 def test_a_layer_that_is_used_twice_stays_one():
