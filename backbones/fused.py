@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.derived import Derived
+from backbones.lean import is_recorded
 
 # Hidden values that are held at a time. Below the 32 MiB from which the C library maps and unmaps every block of
 # memory anew, and large enough for the products to run at full rate (docs/benchmarks.md).
@@ -125,7 +126,7 @@ class FusedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``, in channels-last memory format."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if is_recorded():
             return self._forward_whole(x)
         x = x.contiguous(memory_format=torch.channels_last)
         rows, mixed = _rows(x), _rows(self.mixer(x))

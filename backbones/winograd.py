@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from backbones.derived import Derived
+from backbones.lean import is_recorded
 
 # Outputs and inputs of a tile in each direction.
 _STEP, _TILE = 4, 6
@@ -80,7 +81,7 @@ class WinogradConv2d(nn.Conv2d):
         return _convolve(x, self._weight_at_points.of(self.weight), self.bias)
 
     def _gains(self, x: Tensor) -> bool:
-        if x.dim() != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if x.dim() != 4 or is_recorded():
             return False
         tiles = len(x) * _num_tiles(x.shape[2]) * _num_tiles(x.shape[3])
         return (

@@ -37,12 +37,10 @@ def build(name):
 
 
 @pytest.fixture(params=['all convolutions in tiles', 'large maps in tiles'])
-def tiles(request, monkeypatch):
+def tiles(request):
     """The maps of these tests are small: with the usual limits hardly any convolution would be computed in tiles."""
     if request.param == 'all convolutions in tiles':
-        monkeypatch.setattr(winograd, '_MIN_WEIGHTS', 0)
-        monkeypatch.setattr(winograd, '_MIN_TILES', 0)
-        monkeypatch.setattr(winograd, '_MIN_OUTPUTS', 0)
+        request.getfixturevalue('all_in_tiles')
 
 
 @pytest.mark.usefixtures('tiles')

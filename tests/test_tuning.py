@@ -63,14 +63,11 @@ def test_number_of_cases():
     assert len(CHOICES) == 7
 
 
+@pytest.mark.usefixtures('all_in_tiles')
 @pytest.mark.parametrize('task', ['det', 'seg'])
-def test_runs_with_and_without_are_exchangeable(
-    task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu, monkeypatch
-):
+def test_runs_with_and_without_are_exchangeable(task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu):
     """A run that was begun with the choices goes on without them, and the other way round, to the same losses."""
     off = {'model.backbone.lean_mlp': False, 'winograd': False}
-    for limit in ('_MIN_WEIGHTS', '_MIN_TILES', '_MIN_OUTPUTS'):
-        monkeypatch.setattr(winograd, limit, 0)  # the model of this test is small
     # SGD: AdamW's first steps make a large step of a rounding difference in a gradient near 0.
     sgd = {'optim_wrapper.optimizer': dict(type='SGD', lr=1e-3, weight_decay=0.0)}
     no_validation = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
@@ -120,9 +117,8 @@ def test_fused_state_resumes_a_loop_and_the_other_way_round():
         torch.testing.assert_close(resumed.weight, layer.weight)
 
 
+@pytest.mark.usefixtures('all_in_tiles')
 def test_testing_gives_the_same_metrics(tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu, monkeypatch):
-    for limit in ('_MIN_WEIGHTS', '_MIN_TILES', '_MIN_OUTPUTS'):
-        monkeypatch.setattr(winograd, limit, 0)  # the model of this test is small
     options = tiny_options('seg', tiny_data, iters=1)
     used = []
     monkeypatch.setattr('dense.runner.use_winograd', lambda model: used.append(winograd.use_winograd(model)))

@@ -52,9 +52,13 @@ def largest_error(got, expected):
     return ((got.double() - expected).abs().max() / expected.abs().max()).item()
 
 
+every_shape = pytest.mark.parametrize('shape', SHAPES, ids=str)
+with_and_without_bias = pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
+
+
 @pytest.mark.usefixtures('holding')
-@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@with_and_without_bias
+@every_shape
 def test_equals_the_sum_over_the_window(shape, bias):
     n, c, o, h, w = shape
     conv, in_tiles = pair(c, o, bias=bias)
@@ -66,8 +70,8 @@ def test_equals_the_sum_over_the_window(shape, bias):
 
 
 @pytest.mark.usefixtures('holding')
-@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@with_and_without_bias
+@every_shape
 def test_gradients_equal_those_of_the_sum_over_the_window(shape, bias):
     n, c, o, h, w = shape
     conv, _ = pair(c, o, bias=bias)
