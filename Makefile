@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
-# OpenMP's waiting threads sleep instead of spinning: see tools/common.py.
+# OpenMP's waiting threads sleep instead of spinning: see tools/_common.py.
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
@@ -35,8 +35,8 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	@$(TEST) -m slow
 
-.venv-onedl/.installed: $(STAMP) tools/onedl_env.py
-	@$(PY) tools/onedl_env.py .venv-onedl
+.venv-onedl/.installed: $(STAMP) .ci/onedl_env.py
+	@$(PY) .ci/onedl_env.py .venv-onedl
 	@touch $@
 
 test-onedl: .venv-onedl/.installed

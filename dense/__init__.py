@@ -9,12 +9,15 @@ from dense import compat
 compat.install()
 
 # Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
-from dense import checkpoint, hooks, inference, layer_decay, optim, progress, runner, starving  # noqa: E402
+from dense import inference  # noqa: E402
+from dense.console import progress  # noqa: E402
 from dense.data import loading, seeded  # noqa: E402
+from dense.engine import checkpoint, data_wait_hook, hooks, layer_decay, optim, runner  # noqa: E402
 
 __all__ = [
     'checkpoint',
     'compat',
+    'data_wait_hook',
     'hooks',
     'inference',
     'layer_decay',
@@ -23,5 +26,4 @@ __all__ = [
     'progress',
     'runner',
     'seeded',
-    'starving',
 ]

@@ -7,8 +7,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 import dense  # noqa: F401
+from dense.engine.optim import DenseAmpOptimWrapper
 from dense.errors import UserError
-from dense.optim import DenseAmpOptimWrapper
 
 DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')))
 DTYPES = ('bfloat16', 'float16', None)

@@ -295,7 +295,7 @@ def test_unknown_config_file_through_the_real_command(tmp_path: Path) -> None:
 
 
 def test_unexpected_error_keeps_its_traceback_in_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from dense.cli import run
+    from dense.console.main import run
 
     def fail() -> None:
         raise LookupError('what nobody\nthought of')

@@ -13,15 +13,15 @@ import torch
 from leaves import BY_NAME
 from torch import nn
 
-from dense import benchmark as bench
-from dense import benchmark_case
-from dense.benchmark import Result, benchmark
-from dense.benchmark_case import Measurement, Protocol, fit_batch
-from dense.benchmark_models import Subject
-from dense.benchmark_report import as_json, as_markdown, as_text, check_out, write
+from dense.benchmark import case as benchmark_case
+from dense.benchmark import run as bench
+from dense.benchmark.case import Measurement, Protocol, fit_batch
+from dense.benchmark.dummy_targets import random_boxes, random_regions
+from dense.benchmark.hardware import available_memory, gemm_rate, page_faults, peak_growth
+from dense.benchmark.models import Subject
+from dense.benchmark.report import as_json, as_markdown, as_text, check_out, write
+from dense.benchmark.run import Result, benchmark
 from dense.errors import UserError
-from dense.machine import available_memory, gemm_rate, page_faults, peak_growth
-from dense.samples import random_boxes, random_regions
 
 CPU = torch.device('cpu')
 PROJECT = Path(__file__).resolve().parent.parent
@@ -218,7 +218,7 @@ def test_memory_and_page_faults_are_seen():
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr('dense.machine._CGROUP', tmp_path)
+    monkeypatch.setattr('dense.benchmark.hardware._CGROUP', tmp_path)
     (tmp_path / 'memory.current').write_text('300\n')
     (tmp_path / 'memory.max').write_text('1000\n')
     assert available_memory() == 700

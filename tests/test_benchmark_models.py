@@ -7,9 +7,9 @@ import torch
 from leaves import BY_NAME
 from torch import nn
 
-from dense import benchmark_case as bench
-from dense.benchmark_models import Subject, build_subject
-from dense.complexity import config_complexity
+from dense.analysis.complexity import config_complexity
+from dense.benchmark import case as bench
+from dense.benchmark.models import Subject, build_subject
 from dense.errors import UserError
 
 CPU = torch.device('cpu')
@@ -147,7 +147,7 @@ def test_exported_model():
 )
 def test_what_cannot_be_timed_exported(name, options, cause, monkeypatch):
     if options.get('device') is not None:  # stands for a GPU
-        monkeypatch.setattr('dense.benchmark_models._count_flops', lambda *_: 0.0)
+        monkeypatch.setattr('dense.benchmark.models._count_flops', lambda *_: 0.0)
     given = dict(train=False, device=CPU, shape=(3, 64, 64)) | options
     with pytest.raises(UserError, match=cause):
         build_subject(name, **given)

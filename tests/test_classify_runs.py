@@ -12,10 +12,10 @@ from PIL import Image
 
 from backbones import InceptionNeXt
 from backbones.weights import load_pretrained
+from dense.console.explain_error import explain
+from dense.engine.launch import load_config, train
+from dense.engine.launch import test as evaluate
 from dense.errors import UserError
-from dense.explain import explain
-from dense.launch import load_config, train
-from dense.launch import test as evaluate
 
 OWN = 'classifier_inceptionnext-a_30e_own-64x64'
 CLASSES = ('ant', 'bee', 'cat')

@@ -11,9 +11,9 @@ from counts import complexity_of
 from leaves import BY_NAME, CONFIGS, EXPECTED, load
 from torch import nn
 
-from dense.complexity import Complexity, Cost, config_complexity, count_model, overview, usual_shape
+from dense.analysis.complexity import Complexity, Cost, config_complexity, count_model, overview, usual_shape
+from dense.analysis.published import MACS_TOLERANCE, PARAMS_TOLERANCE, PUBLISHED, agrees
 from dense.errors import UserError
-from dense.published import MACS_TOLERANCE, PARAMS_TOLERANCE, PUBLISHED, agrees
 
 rows = pytest.mark.parametrize('row', PUBLISHED.values(), ids=PUBLISHED)
 

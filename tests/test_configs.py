@@ -9,8 +9,8 @@ from tiny_sets import reduce, write_classes_of_own_data, write_coco, write_label
 
 import backbones
 from dense.data.mini import write_mini
-from dense.launch import load_config, train
-from dense.launch import test as evaluate
+from dense.engine.launch import load_config, train
+from dense.engine.launch import test as evaluate
 
 # One leaf of each recipe: the smallest. The others train in the slow suite.
 OF_EACH_RECIPE = [

@@ -10,11 +10,11 @@ import torch
 
 from backbones import InceptionNeXt
 from backbones.weights import load_pretrained
-from dense import demo
-from dense.demo import PARTS, Part, Score, demo_config
+from dense.demo import run as demo
+from dense.demo.pretrain import pretrain, read_folders
+from dense.demo.run import PARTS, Part, Score, demo_config
+from dense.engine.launch import PROJECT
 from dense.errors import UserError
-from dense.launch import PROJECT
-from dense.pretrain import pretrain, read_folders
 
 TINY = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 checked: set[str] = set()

@@ -102,7 +102,7 @@ def reference(truth, results, iou_type, max_dets=(1, 10, 100)):
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
 @pytest.mark.parametrize('seed', range(3))
 def test_twelve_numbers_are_the_references(seed, iou_type, backend):
-    from dense.evaluation import evaluate_coco
+    from dense.evaluation.coco import evaluate_coco
 
     truth, found = generated(seed=seed)
     results = as_results(found, iou_type)
@@ -115,7 +115,7 @@ def test_twelve_numbers_are_the_references(seed, iou_type, backend):
 
 @pytest.mark.parametrize('backend', ['faster', 'pycocotools'])
 def test_nothing_found_is_zero_and_no_truth_is_minus_one(backend):
-    from dense.evaluation import evaluate_coco
+    from dense.evaluation.coco import evaluate_coco
 
     truth, found = generated()
     numbers, _ = evaluate_coco(truth, [], 'segm', backend=backend)
@@ -128,7 +128,7 @@ def test_nothing_found_is_zero_and_no_truth_is_minus_one(backend):
 def test_what_is_given_is_not_changed():
     import copy
 
-    from dense.evaluation import evaluate_coco
+    from dense.evaluation.coco import evaluate_coco
 
     truth, found = generated()
     results = as_results(found, 'segm')
@@ -166,7 +166,7 @@ def write_truth(truth, folder):
 
 @pytest.mark.parametrize('backend', ['faster', 'pycocotools'])
 def test_metric(backend, tmp_path):
-    import dense.evaluation  # noqa: F401
+    import dense.evaluation.coco  # noqa: F401
 
     truth, found = generated()
     values = run_metric(truth, found, ann_file=write_truth(truth, tmp_path), backend=backend, classwise=True)
@@ -179,7 +179,7 @@ def test_metric(backend, tmp_path):
 
 
 def test_all_twelve_by_name(tmp_path):
-    import dense.evaluation  # noqa: F401
+    import dense.evaluation.coco  # noqa: F401
 
     truth, found = generated()
     items = ['mAP', 'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_l@100']
@@ -193,7 +193,7 @@ def test_all_twelve_by_name(tmp_path):
 
 @pytest.mark.parametrize('options', [dict(metric='box'), dict(backend='numpy'), dict(metric_items=['AP'])], ids=str)
 def test_unknown_names_are_errors(options):
-    from dense.evaluation import DenseCocoMetric
+    from dense.evaluation.coco import DenseCocoMetric
 
     with pytest.raises(UserError, match='unknown'):
         DenseCocoMetric(**options)
@@ -204,7 +204,7 @@ def test_the_default_takes_a_quarter_of_the_references_time_at_most():
     """Processor time, so that other work on the machine does not count; boxes and masks together."""
     import time
 
-    from dense.evaluation import evaluate_coco
+    from dense.evaluation.coco import evaluate_coco
 
     truth, found = crowd_of_scenes()
     results = {iou_type: as_results(found, iou_type) for iou_type in ('bbox', 'segm')}

@@ -10,8 +10,8 @@ import torch
 from pycocotools import mask as masks
 
 import dense
-from dense.evaluation import DenseCocoMetric
-from dense.machine import memory_use
+from dense.benchmark.hardware import memory_use
+from dense.evaluation.coco import DenseCocoMetric
 
 assert dense  # repairs mmcv, which the metric needs
 

@@ -171,7 +171,7 @@ def load(name: str):
     """A module of tools/, which find one another from the project's folder."""
     if str(PROJECT) not in sys.path:
         sys.path.insert(0, str(PROJECT))
-    return importlib.import_module(f'tools.{name}')
+    return importlib.import_module(f'dense.predict.{name}')
 
 
 @pytest.mark.parametrize('family', ['InceptionNeXt', pytest.param('ConvNeXt', marks=pytest.mark.slow)])
@@ -226,7 +226,7 @@ def test_mask_rcnn_and_its_runner(tmp_path: Path) -> None:
     assert max(each['box'][2] for each in objects) > 96  # pixels of the picture, not of the resized one
 
 
-LIBRARIES = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'dense', 'backbones')
+LIBRARIES = ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'backbones')
 
 
 def run_without_the_project(model: Path, picture: Path, out: Path, *options: str, kept: tuple[str, ...] = ()) -> None:

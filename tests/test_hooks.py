@@ -15,13 +15,13 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from rich.console import Console
 
-from dense import screen
-from dense.checkpoint import AtomicBackend, from_plain, latest_checkpoint, to_plain
+from dense.console import output as screen
+from dense.console.progress import ProgressBarHook, clock, summary, table
 from dense.data.seeded import SeededBatchSampler, SeededDataset
+from dense.engine.checkpoint import AtomicBackend, from_plain, latest_checkpoint, to_plain
+from dense.engine.hooks import FiniteLossHook
+from dense.engine.options import parse_options
 from dense.errors import UserError, did_you_mean
-from dense.hooks import FiniteLossHook
-from dense.options import parse_options
-from dense.progress import ProgressBarHook, clock, summary, table
 from dense.randomness import own_randomness, seed_generators
 
 pytestmark = pytest.mark.smoke

@@ -9,7 +9,7 @@ from leaves import BY_NAME, load, parts_of
 from mmengine.registry import METRICS, init_default_scope
 
 import dense
-from dense.iou import DenseIoUMetric
+from dense.evaluation.mean_iou import DenseIoUMetric
 
 assert dense  # repairs mmcv, which the metrics need
 
@@ -143,7 +143,7 @@ def test_every_segmentor_uses_it(name):
     cfg = load(name)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert evaluator == dict(type='DenseIoUMetric', iou_metrics=['mIoU'])
-    assert 'dense.iou' in cfg.custom_imports.imports
+    assert 'dense.evaluation.mean_iou' in cfg.custom_imports.imports
 
 
 def test_number_of_cases():

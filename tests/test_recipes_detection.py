@@ -30,7 +30,7 @@ from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from dense.published import PUBLISHED, agrees
+from dense.analysis.published import PUBLISHED, agrees
 
 TABLES = ('Mask R-CNN 1x', 'Mask R-CNN 3x', 'Cascade Mask R-CNN 3x', 'RetinaNet 1x')
 NAMES = [name for table in TABLES for name in EXPECTED[table]]

@@ -29,8 +29,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 import backbones
-from dense.arm import arm_for_test
-from dense.launch import load_config
+from dense.engine.launch import load_config
+from dense.engine.run_defaults import add_test_defaults
 
 NAMES = EXPECTED['UperNet 160k'] + EXPECTED['Semantic FPN 40k']
 # Recipe -> its rows, told apart by the names alone.
@@ -355,8 +355,8 @@ def test_size_at_test_time(name, shape, tmp_path):
 @rows
 def test_every_scale_of_multi_scale_testing_is_predicted_whole(name):
     single, multi = (load_config(load(name).filename) for _ in range(2))
-    arm_for_test(single)
-    arm_for_test(multi, tta=True)
+    add_test_defaults(single)
+    add_test_defaults(multi, tta=True)
     assert single.model == load(name).model
     assert multi.model.type == 'SegTTAModel'
     assert multi.model.module.test_cfg.mode == 'whole'

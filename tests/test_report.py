@@ -10,8 +10,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
-from dense.pictures import PictureHook, compare_sample
-from dense.report import (
+from dense.visualization.draw import (
     PANEL,
     PANEL_MAX,
     Objects,
@@ -22,6 +21,7 @@ from dense.report import (
     draw_objects,
     save_picture,
 )
+from dense.visualization.hook import PictureHook, compare_sample
 
 NAMES = ('ball', 'starfish', 'a class with quite a long name')
 PALETTE = [(230, 60, 50), (250, 150, 30), (40, 150, 60)]

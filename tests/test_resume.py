@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from dense.launch import load_config, train
+from dense.engine.launch import load_config, train
 
 pytestmark = pytest.mark.smoke
 

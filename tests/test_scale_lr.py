@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from dense.engine.launch import load_config, train
+from dense.engine.runner import DenseRunner
 from dense.errors import UserError
-from dense.launch import load_config, train
-from dense.runner import DenseRunner
 
 LR = 1e-3
 

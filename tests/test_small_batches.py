@@ -7,8 +7,8 @@ from mmengine.config import ConfigDict
 from tiny_sets import reduce, write_labels
 from torch import nn
 
-from dense.explain import explain
-from dense.launch import load_config, train
+from dense.console.explain_error import explain
+from dense.engine.launch import load_config, train
 
 GROUPS = dict(type='GN', num_groups=8)
 HEADS = {'model.decode_head.norm_cfg': GROUPS, 'model.auxiliary_head.norm_cfg': GROUPS}

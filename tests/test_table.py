@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from leaves import BY_NAME, EXPECTED
 
-from dense.complexity import Complexity, Cost
-from dense.errors import UserError
-from dense.published import PUBLISHED
-from dense.table import (
+from dense.analysis.complexity import Complexity, Cost
+from dense.analysis.published import PUBLISHED
+from dense.analysis.table import (
     END,
     GROUPS,
     MODELS_PAGE,
@@ -26,7 +25,8 @@ from dense.table import (
     table_leaves,
     update,
 )
-from dense.text_table import markdown, plain
+from dense.console.tables import markdown, plain
+from dense.errors import UserError
 
 OWN = {'real data at small size', 'mini data set'}
 SAMPLE = [  # one of each table, the smallest
@@ -106,8 +106,8 @@ def test_the_page_explains_what_a_printed_figure_leaves_out(model):
 def test_update_and_check(model, tmp_path, monkeypatch):
     readme, page = tmp_path / 'README.md', tmp_path / 'models.md'
     readme.write_text(f'before\n{START}\nold\n{END}\nafter\n')
-    monkeypatch.setattr('dense.table.README', readme)
-    monkeypatch.setattr('dense.table.MODELS_PAGE', page)
+    monkeypatch.setattr('dense.analysis.table.README', readme)
+    monkeypatch.setattr('dense.analysis.table.MODELS_PAGE', page)
     assert outdated([model]) == [readme, page]
     assert update([model]) == [readme, page]
     assert outdated([model]) == update([model]) == []

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from backbones import FasterNet, InceptionNeXt, TimmBackbone
 from backbones.base import DenseBackbone
-from dense.launch import load_config
-from dense.options import parse_options
+from dense.engine.launch import load_config
+from dense.engine.options import parse_options
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 

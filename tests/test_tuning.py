@@ -12,11 +12,11 @@ from torch import nn
 
 from backbones import FasterNet, InceptionNeXt, winograd
 from backbones.winograd import WinogradConv2d
-from dense import tuning
+from dense.cpu import defaults as tuning
+from dense.cpu.defaults import compile_backbones, set_cpu_defaults
+from dense.engine.launch import load_config, train
+from dense.engine.launch import test as evaluate
 from dense.errors import UserError
-from dense.launch import load_config, train
-from dense.launch import test as evaluate
-from dense.tuning import choose, compile_backbones
 
 PROJECT = Path(__file__).resolve().parent.parent
 ATTO = dict(type='InceptionNeXt', arch='atto')
@@ -47,7 +47,7 @@ CHOICES = [
 @pytest.mark.parametrize(('backbone', 'optimizer', 'lean', 'fused'), CHOICES, ids=range(len(CHOICES)))
 def test_choices(backbone, optimizer, lean, fused, on_cpu):
     cfg = config(backbone, optimizer)
-    choose(cfg)
+    set_cpu_defaults(cfg)
     assert cfg.model.backbone.get('lean_mlp') is lean
     assert cfg.optim_wrapper.optimizer.get('fused') is fused
 
@@ -55,7 +55,7 @@ def test_choices(backbone, optimizer, lean, fused, on_cpu):
 def test_nothing_is_chosen_for_a_gpu(monkeypatch):
     monkeypatch.setattr(tuning.torch.cuda, 'is_available', lambda: True)
     cfg = config()
-    choose(cfg)
+    set_cpu_defaults(cfg)
     assert 'lean_mlp' not in cfg.model.backbone and 'fused' not in cfg.optim_wrapper.optimizer
 
 
@@ -121,7 +121,7 @@ def test_fused_state_resumes_a_loop_and_the_other_way_round():
 def test_testing_gives_the_same_metrics(tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu, monkeypatch):
     options = tiny_options('seg', tiny_data, iters=1)
     used = []
-    monkeypatch.setattr('dense.runner.use_winograd', lambda model: used.append(winograd.use_winograd(model)))
+    monkeypatch.setattr('dense.engine.runner.use_winograd', lambda model: used.append(winograd.use_winograd(model)))
 
     def load(name, more):
         return load_config(
@@ -140,7 +140,7 @@ def test_testing_gives_the_same_metrics(tiny_data, tiny_options, tiny_config_fil
 def test_tuned_models(family, lean):
     model = nn.ModuleDict(dict(backbone=family(min(family.ARCHS)), neck=nn.Conv2d(256, 256, 3, padding=1)))
     names = list(model.state_dict())
-    tuning.tune(model)
+    tuning.apply_cpu_rewrites(model)
     assert any(getattr(module, 'lean_mlp', False) for module in model.modules()) == lean
     assert isinstance(model.neck, WinogradConv2d) and list(model.state_dict()) == names
 
@@ -201,11 +201,11 @@ FAULTS = """
 import sys
 sys.path.insert(0, {root!r})
 import argparse
-from tools import common
+from tools import _common
 
 def command():
     import torch
-    from dense.machine import page_faults
+    from dense.benchmark.hardware import page_faults
     for _ in range(3):
         torch.ones(16 << 20)
     before = page_faults()
@@ -213,7 +213,7 @@ def command():
         torch.ones(16 << 20)
     print(page_faults() - before)
 
-common.run(command, argparse.Namespace(traceback=True), keep_memory={keep})
+_common.run(command, argparse.Namespace(traceback=True), keep_memory={keep})
 """
 
 

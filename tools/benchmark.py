@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 EPILOG = """\
 MODEL is one of
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('benchmark.py', 'Measure how fast models train or infer, side by side.', EPILOG)
+    parser = _common.parser('benchmark.py', 'Measure how fast models train or infer, side by side.', EPILOG)
     parser.add_argument('models', nargs='+', metavar='MODEL', help='see below; they take turns')
     parser.add_argument('--baseline', metavar='MODEL', help='print how many times faster the others are than this one')
     parser.add_argument('--mode', choices=('infer', 'train', 'latency'), default='infer', help='default: infer')
@@ -59,18 +59,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--cpu-time', action='store_true', help='time of all threads, instead of what a clock shows')
     parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')
     parser.add_argument('--out', metavar='FILE', help='write the result, as .json or .md')
-    args = common.parse(parser, argv)
+    args = _common.parse(parser, argv)
     for name in ('warmup', 'iters', 'repeats', 'threads', 'shape'):
         value = getattr(args, name)
         if value is not None and min(value if name == 'shape' else [value]) < (name != 'warmup'):
             parser.error(f'--{name} must be positive')
-    return common.run(lambda: _benchmark(args), args, keep_memory=args.keep_memory, threads_sleep=False)
+    return _common.run(lambda: _benchmark(args), args, keep_memory=args.keep_memory, threads_sleep=False)
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from dense.benchmark import benchmark
-    from dense.benchmark_case import Protocol
-    from dense.benchmark_report import as_text, check_out, write
+    from dense.benchmark.case import Protocol
+    from dense.benchmark.report import as_text, check_out, write
+    from dense.benchmark.run import benchmark
 
     if args.out:
         check_out(args.out)

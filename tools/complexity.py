@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 EPILOG = """\
 Counted as papers do: one image, 1000 regions for a box head and 100 for a mask head, no NMS; an auxiliary head's
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('complexity.py', 'Count parameters and multiply-accumulates, part by part.', EPILOG)
+    parser = _common.parser('complexity.py', 'Count parameters and multiply-accumulates, part by part.', EPILOG)
     parser.add_argument('configs', nargs='*', metavar='CONFIG', help='config files, relative to here or to the project')
     parser.add_argument('--all', action='store_true', help='every config of the project, one line each')
     parser.add_argument(
@@ -35,14 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         help='of the image, in pixels (default: what publications use for this method)',
     )
     parser.add_argument('--json', metavar='FILE', help='write the counts as JSON')
-    args = common.parse(parser, argv)
+    args = _common.parse(parser, argv)
     if bool(args.configs) == args.all:
         parser.error('give CONFIG, or --all')
-    return common.run(lambda: _count(args), args)
+    return _common.run(lambda: _count(args), args)
 
 
 def _count(args: argparse.Namespace) -> None:
-    from dense.complexity import config_complexity, leaves, overview
+    from dense.analysis.complexity import config_complexity, leaves, overview
 
     shape = tuple(args.shape) if args.shape else None
     counts = []

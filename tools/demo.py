@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 where a score stays below its bar, 2 after an error.
     """
-    parser = common.parser(
+    parser = _common.parser(
         'demo.py', 'Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.'
     )
     parser.add_argument(
@@ -30,17 +30,17 @@ def main(argv: list[str] | None = None) -> int:
         help='folder for everything, emptied first if a demo wrote it (default: work_dirs/demo)',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes and the trainings (default: 0)')
-    args = common.parse(parser, argv)
+    args = _common.parse(parser, argv)
 
     missed: list[str] = []
-    status = common.run(lambda: missed.extend(_demo(args)), args)
+    status = _common.run(lambda: missed.extend(_demo(args)), args)
     if missed:
         sys.stderr.write(f'missed: {", ".join(missed)}\n')
     return status or int(bool(missed))
 
 
 def _demo(args: argparse.Namespace) -> list[str]:
-    from dense.demo import run_demo
+    from dense.demo.run import run_demo
 
     return [score.name for score in run_demo(args.work_dir, seed=args.seed) if not score.reached]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 EPILOG = """\
 The file takes one RGB image, 0..255, of any height and width from 64 pixels on
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('export.py', 'Write a trained model as one file that runs elsewhere.', EPILOG)
-    common.add_config(parser)
+    parser = _common.parser('export.py', 'Write a trained model as one file that runs elsewhere.', EPILOG)
+    _common.add_config(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file with the weights (*.pth)')
     parser.add_argument('--out', required=True, metavar='FILE', help='the file to write: .onnx, or .pt2 for torch')
     parser.add_argument('--format', choices=('onnx', 'torch'), default='onnx', help='default: onnx')
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--backbone', action='store_true', help='only the maps of the backbone')
     parser.add_argument('--logits', action='store_true', help="a segmentor's scores instead of labels")
-    args = common.parse(parser, argv)
-    return common.run(lambda: _export(args), args)
+    args = _common.parse(parser, argv)
+    return _common.run(lambda: _export(args), args)
 
 
 def _export(args: argparse.Namespace) -> None:

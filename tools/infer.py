@@ -1,7 +1,6 @@
 """Run an exported file on pictures: python tools/infer.py MODEL IMAGE [IMAGE ...] --out DIR.
 
-Needs NumPy, OpenCV and ONNX Runtime, nothing of this project but common.py, exported.py,
-runtimes.py and drawing.py.
+Needs NumPy, OpenCV and ONNX Runtime, neither PyTorch nor the OpenMMLab packages.
 """
 
 import argparse
@@ -10,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 EPILOG = """\
 Written for each image: a segmentor's labels as NAME.png; a detector's boxes, scores and labels as NAME.json;
@@ -27,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('infer.py', 'Run an exported detector or segmentor on pictures.', EPILOG)
+    parser = _common.parser('infer.py', 'Run an exported detector or segmentor on pictures.', EPILOG)
     parser.add_argument('model', metavar='MODEL', help='file from tools/export.py: .onnx, or .pt2')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='any picture that OpenCV reads')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
     parser.add_argument('--score', type=float, default=0.3, help='least score of an object (default: 0.3)')
     parser.add_argument('--threads', type=int, default=0, help="of the CPU (default: the runtime's choice)")
-    args = common.parse(parser, argv)
+    args = _common.parse(parser, argv)
     try:
         _infer(args)
     except (OSError, ValueError, ImportError) as error:
@@ -46,10 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _infer(args: argparse.Namespace) -> None:
+    _common.without_registration()
     import cv2
 
-    from tools.drawing import write_result
-    from tools.exported import ExportedModel
+    from dense.predict.exported import ExportedModel
+    from dense.predict.write_result import write_result
 
     if not Path(args.model).is_file():
         raise FileNotFoundError(f'there is no file {args.model}\nwrite it with tools/export.py')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,15 +18,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('table.py', 'Write the tables of models in README.md and docs/models.md (a minute or two).')
+    parser = _common.parser('table.py', 'Write the tables of models in README.md and docs/models.md (a minute or two).')
     parser.add_argument('--check', action='store_true', help='write nothing; exit status 2 if a table is out of date')
-    args = common.parse(parser, argv)
-    return common.run(lambda: _write(args), args)
+    args = _common.parse(parser, argv)
+    return _common.run(lambda: _write(args), args)
 
 
 def _write(args: argparse.Namespace) -> None:
+    from dense.analysis.table import describe, outdated, table_leaves, update
     from dense.errors import UserError
-    from dense.table import describe, outdated, table_leaves, update
 
     models = [describe(path) for path in table_leaves()]
     if not args.check:

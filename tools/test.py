@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,21 +18,21 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('test.py', 'Evaluate a checkpoint.')
-    common.add_config(parser)
+    parser = _common.parser('test.py', 'Evaluate a checkpoint.')
+    _common.add_config(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file that training saved')
     parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of input, truth and prediction side by side')
     parser.add_argument('--tta', action='store_true', help="average over the config's test-time augmentations")
-    common.add_run_options(parser, work_dir='logs', example='test_dataloader.batch_size=4')
-    args = common.parse(parser, argv)
-    return common.run(lambda: _test(args), args, log_dir=args.work_dir)
+    _common.add_run_options(parser, work_dir='logs', example='test_dataloader.batch_size=4')
+    args = _common.parse(parser, argv)
+    return _common.run(lambda: _test(args), args, log_dir=args.work_dir)
 
 
 def _test(args: argparse.Namespace) -> None:
-    from dense.launch import load_config, test
-    from dense.options import parse_options
-    from dense.progress import table
+    from dense.console.progress import table
+    from dense.engine.launch import load_config, test
+    from dense.engine.options import parse_options
 
     cfg = load_config(
         args.config,

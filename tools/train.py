@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import common
+from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,9 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = common.parser('train.py', 'Train a detector, a segmentor or a classifier.')
-    common.add_config(parser)
-    common.add_run_options(parser, work_dir='logs and checkpoints', example='train_cfg.max_iters=100')
+    parser = _common.parser('train.py', 'Train a detector, a segmentor or a classifier.')
+    _common.add_config(parser)
+    _common.add_run_options(parser, work_dir='logs and checkpoints', example='train_cfg.max_iters=100')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -34,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--seed', type=int, help='seed of every random number (default: 0)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms, even where slower')
-    args = common.parse(parser, argv)
-    return common.run(lambda: _train(args), args, log_dir=args.work_dir)
+    args = _common.parse(parser, argv)
+    return _common.run(lambda: _train(args), args, log_dir=args.work_dir)
 
 
 def _train(args: argparse.Namespace) -> None:
-    from dense.launch import load_config, train
-    from dense.options import parse_options
+    from dense.engine.launch import load_config, train
+    from dense.engine.options import parse_options
 
     cfg = load_config(
         args.config,

@@ -1,7 +1,7 @@
 """What happens to a whole training batch: mixup, cutmix, random erasing, label smoothing, in this order.
 
 timm does each of them, on the device of the batch. The random numbers come from the generators that every training
-step seeds afresh (:class:`dense.hooks.SeededStepHook`), so a resumed run draws the same ones.
+step seeds afresh (:class:`dense.engine.hooks.SeededStepHook`), so a resumed run draws the same ones.
 """
 
 from timm.data import Mixup

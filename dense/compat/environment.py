@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
+
+from dense.cpu.cores import usable_cores
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -340,13 +341,6 @@ def _device(torch: Any) -> str:
     if torch.backends.mps.is_available():
         return 'Apple GPU (mps)'
     return 'CPU: torch sees no GPU'
-
-
-def usable_cores() -> int:
-    """Number of processor cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _threads(imported: Mapping[str, ModuleType]) -> str:

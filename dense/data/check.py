@@ -8,10 +8,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from dense.data.classes import read_coco_classes, read_folder_classes
+from dense.data.config_queries import SPLITS, dataset_class, datasets_of, heads_of
 from dense.errors import UserError
-
-from .classes import read_coco_classes, read_folder_classes
-from .walk import SPLITS, dataset_class, datasets_of, heads_of
 
 MAX_NAMED = 3
 

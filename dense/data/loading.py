@@ -10,9 +10,8 @@ import torch
 from mmengine.registry import DATASETS, FUNCTIONS
 from PIL import Image
 
+from dense.data.wrapper import DatasetView
 from dense.errors import UserError
-
-from .view import DatasetView
 
 IGNORED_LABEL = 255
 MAX_REDRAWS = 20

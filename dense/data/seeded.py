@@ -7,9 +7,8 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler
 
+from dense.data.wrapper import DatasetView
 from dense.randomness import SAMPLE, own_randomness
-
-from .view import DatasetView
 
 
 class Draw(NamedTuple):

@@ -12,14 +12,14 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from backbones.base import DenseBackbone
-from dense.checkpoint import CheckpointMatchHook
-from dense.data.check import heads_of
+from dense.console.output import quiet_libraries
+from dense.data.config_queries import heads_of
+from dense.engine.checkpoint import CheckpointMatchHook
+from dense.engine.launch import load_config
 from dense.errors import UserError
 from dense.export.detector import TwoStageGraph
 from dense.export.graphs import BackboneGraph, ExportGraph, SegmentorGraph
 from dense.export.write import export_model
-from dense.launch import load_config
-from dense.screen import quiet_libraries
 
 
 def export_config(

@@ -4,7 +4,7 @@ from functools import cache
 
 from leaves import BY_NAME
 
-from dense.complexity import Complexity, config_complexity
+from dense.analysis.complexity import Complexity, config_complexity
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Objects of the mini data set (`dense/data/mini.py`): longest side 160 pixels, flipped, batches of 8."""
+"""Objects of the mini data set (`dense/data/mini/write.py`): longest side 160 pixels, flipped, batches of 8."""
 
 _base_ = './own_coco_320x320.py'
 

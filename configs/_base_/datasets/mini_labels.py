@@ -1,4 +1,4 @@
-"""Label maps of the mini data set (`dense/data/mini.py`): crops of 128x128 pixels, flipped, batches of 8."""
+"""Label maps of the mini data set (`dense/data/mini/write.py`): crops of 128x128 pixels, flipped, batches of 8."""
 
 _base_ = './own_256x256.py'
 

@@ -3,7 +3,7 @@
 _base_ = './common.py'
 
 custom_imports = dict(
-    imports=['backbones', 'dense', 'dense.data.coco_folder', 'dense.evaluation'], allow_failed_imports=False
+    imports=['backbones', 'dense', 'dense.data.coco_folder', 'dense.evaluation.coco'], allow_failed_imports=False
 )
 default_scope = 'mmdet'
 visualizer = dict(type='DetLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')

@@ -6,7 +6,9 @@ so each would be benchmarked anew.
 
 _base_ = './common.py'
 
-custom_imports = dict(imports=['backbones', 'dense', 'dense.data.seg_folder', 'dense.iou'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['backbones', 'dense', 'dense.data.seg_folder', 'dense.evaluation.mean_iou'], allow_failed_imports=False
+)
 default_scope = 'mmseg'
 visualizer = dict(type='SegLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')
 tta_model = dict(type='SegTTAModel')

@@ -1,0 +1,64 @@
+"""What the commands in ``tools/`` share: two lines for an error, and an exit status."""
+
+import contextlib
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from dense.console.explain_error import explain, last_line
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:
+    """Run a command; on an error write two lines to the standard error, the cause and how to mend it.
+
+    Args:
+        command: What to run.
+        show_traceback: Let the error through with its traceback instead.
+        log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
+
+    Returns:
+        Exit status: 0, 2 after an error, 130 after Ctrl-C.
+    """
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.stderr.write('interrupted; go on with --resume where checkpoints were saved\n')
+        return INTERRUPTED
+    except Exception as error:
+        if show_traceback:
+            raise
+        cause, remedy = explain(error) or _unexpected(error, log_dir)
+        sys.stderr.write(f'error: {_one_line(cause)}\nremedy: {_one_line(remedy)}\n')
+        return USER_ERROR
+    return 0
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r'\s+', ' ', text).strip()
+
+
+def _unexpected(error: Exception, log_dir: str | Path | None) -> tuple[str, str]:
+    path = _save(''.join(traceback.format_exception(error)), log_dir)
+    return (
+        f'unexpected {last_line(error)[:300]}',
+        f'the traceback is in {path}; --traceback shows it at once',
+    )
+
+
+def _save(text: str, log_dir: str | Path | None) -> Path:
+    name = f'error-{time.strftime("%Y%m%d-%H%M%S")}.txt'
+    # The work dir may be what is wrong.
+    with contextlib.suppress(OSError):
+        if log_dir is not None:
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            (Path(log_dir) / name).write_text(text)
+            return Path(log_dir) / name
+    path = Path(tempfile.mkdtemp(prefix='dense-')) / name
+    path.write_text(text)
+    return path

@@ -1,0 +1,1 @@
+"""What is chosen to run fast without a GPU."""

@@ -1,0 +1,1 @@
+"""The demonstration: two models trained on generated scenes."""

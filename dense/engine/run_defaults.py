@@ -1,0 +1,114 @@
+"""What every run gets beyond its config: checked data, repeatable steps, safe checkpoints, a readable screen.
+
+The classes that are named here are registered by ``import dense``.
+"""
+
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+import dense.visualization.hook  # noqa: F401  (registers its hook)
+from dense.cpu.defaults import set_cpu_defaults
+from dense.data.config_queries import heads_of
+from dense.errors import UserError
+
+
+def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) -> None:
+    """Add to a training config, in place.
+
+    Args:
+        cfg: Config of a run; its seed is set.
+        start_epoch: Epochs that the run has behind it.
+        start_iter: Steps that the run has behind it.
+    """
+    set_cpu_defaults(cfg)
+    seed = cfg.randomness.seed
+    loader = cfg.train_dataloader
+    loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(cfg, loader.dataset, False))
+    loader.batch_sampler = dict(
+        type='mmengine.SeededBatchSampler',
+        inner=loader.get('batch_sampler'),
+        drop_last=loader.pop('drop_last', False),
+        start_epoch=start_epoch,
+        start_iter=start_iter,
+    )
+    if cfg.get('val_dataloader'):
+        cfg.val_dataloader.dataset = _checked(cfg, cfg.val_dataloader.dataset, True)
+    _limit_threads(cfg)
+    _replace_checkpoint_hook(cfg)
+    _add_hooks(
+        cfg,
+        dict(type='SeededStepHook', seed=seed),
+        dict(type='FiniteLossHook'),
+        dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
+        dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
+        dict(type='DataWaitHook'),
+        dict(type='ProgressBarHook'),
+    )
+
+
+def add_test_defaults(cfg: Config, *, show_dir: str | None = None, tta: bool = False) -> None:
+    """Add to a config for testing, in place.
+
+    Args:
+        cfg: Config of a run.
+        show_dir: Folder for pictures, or None.
+        tta: Average over the config's test-time augmentations.
+
+    Raises:
+        UserError: The config has no test-time augmentations.
+    """
+    cfg.randomness.seed = cfg.randomness.seed or 0
+    if tta:
+        _use_tta(cfg)
+    cfg.test_dataloader.dataset = _checked(cfg, cfg.test_dataloader.dataset, True)
+    _limit_threads(cfg)
+    _replace_checkpoint_hook(cfg)
+    _add_hooks(cfg, dict(type='CheckedDataHook'), dict(type='CheckpointMatchHook'), dict(type='ProgressBarHook'))
+    if show_dir is not None:
+        _add_hooks(cfg, dict(type='PictureHook', out_dir=show_dir))
+
+
+def _checked(cfg: Config, dataset: Any, test_mode: bool) -> ConfigDict:
+    counts = [head['num_classes'] for _, head in heads_of(cfg.get('model'))]
+    return ConfigDict(
+        type='mmengine.CheckedDataset',
+        dataset=dataset,
+        num_classes=max(counts) if counts else None,
+        test_mode=test_mode,
+    )
+
+
+def _limit_threads(cfg: Config) -> None:
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and loader.get('num_workers', 0) > 0:
+            loader.setdefault('worker_init_fn', dict(type='limit_threads'))
+
+
+def _replace_checkpoint_hook(cfg: Config) -> None:
+    default = cfg.setdefault('default_hooks', ConfigDict())
+    saving = default.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    # Same arguments, written safely; a config that names a hook of its own keeps it.
+    if saving is not None and saving.type == 'CheckpointHook':
+        saving.type = 'mmengine.AtomicCheckpointHook'
+
+
+def _add_hooks(cfg: Config, *new: dict[str, Any]) -> None:
+    present = list(cfg.get('custom_hooks') or [])
+    cfg.custom_hooks = present + [hook for hook in new if hook['type'] not in {old.get('type') for old in present}]
+
+
+def _use_tta(cfg: Config) -> None:
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise UserError(
+            'the config has no test-time augmentation (tta_model and tta_pipeline)',
+            'test without --tta, or add both to the config; see configs/_base_/datasets',
+        )
+    # What the wrapper's config says of the model inside differs from the model of single-scale testing.
+    cfg.merge_from_dict({'model': cfg.tta_model.get('module', {})})
+    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while dataset.get('dataset') is not None:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline

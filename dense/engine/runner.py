@@ -1,0 +1,98 @@
+"""MMEngine's runner with a screen for people, that also runs in several processes without a GPU."""
+
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import distributed, nn
+
+from backbones.winograd import use_winograd
+from dense.console.output import log_into, notice
+from dense.cpu.defaults import compile_backbones
+
+
+@RUNNERS.register_module()
+class DenseRunner(Runner):
+    """Runner whose log goes to the file in the work dir only; the screen belongs to the progress bar and notices."""
+
+    def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """Build the logger.
+
+        Args:
+            log_level: Least level of what is logged.
+            log_file: The file; named after the time of the start by default.
+            **kwargs: Arguments of ``MMLogger``.
+        """
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        log_into(logger)
+        return logger
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
+
+        Args:
+            model_wrapper_cfg: Config of the wrapper; MMEngine's default if None.
+            model: The model.
+        """
+        num_sync = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        if num_sync and not (self.distributed and torch.cuda.is_available()):
+            notice(f'SyncBN needs several GPUs: its {num_sync} layers are plain BN in this run')
+            model = revert_sync_batchnorm(model)
+        if model_wrapper_cfg is None and self.distributed and not torch.cuda.is_available():
+            # The default wrapper names a GPU.
+            model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def test(self) -> dict[str, float]:
+        """Evaluate the model; returns the metrics."""
+        self._choose_convolutions()
+        return super().test()
+
+    def _choose_convolutions(self) -> None:
+        if self.cfg.get('winograd', not torch.cuda.is_available()):
+            self.logger.info(f'{use_winograd(self.model)} convolutions by minimal filtering (backbones/winograd.py)')
+
+    def _maybe_compile(self, target: str) -> None:
+        self._choose_convolutions()  # the weights have been initialised by now
+        # MMEngine's would compile the whole training step, whose losses depend on the data.
+        options = self.cfg.get('compile')
+        if options:
+            names = compile_backbones(self.model, {} if options is True else dict(options))
+            notice(f'compiled at the first steps, which take longer: {", ".join(names)}')
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Scale the learning rates linearly with the images per step, if the config asks for it, and say so.
+
+        Unlike MMEngine's it counts accumulated gradients, and scales what the log shows along with the rates.
+
+        Args:
+            optim_wrapper: Its rates are those of the config; changed in place.
+            auto_scale_lr: ``enable``, and ``base_batch_size``: the images per step that the rates are meant for.
+        """
+        if not auto_scale_lr or not auto_scale_lr.get('enable', False):
+            return
+        images = self.cfg.train_dataloader.batch_size * self.cfg.optim_wrapper.get('accumulative_counts', 1)
+        images *= self.world_size
+        base = auto_scale_lr['base_batch_size']
+        for group in optim_wrapper.param_groups:
+            group['lr'] *= images / base
+        rate = self.cfg.optim_wrapper.optimizer.lr
+        notice(f'learning rate {rate:g} for {base} images per step becomes {rate * images / base:g} for {images}')
+
+
+def join_processes(launcher: str) -> None:
+    """Connect the processes of a distributed run where there is no GPU; with GPUs MMEngine does it.
+
+    Args:
+        launcher: ``'none'``, or what started the processes. Only ``'pytorch'`` works without GPUs.
+    """
+    if launcher == 'pytorch' and not torch.cuda.is_available() and not distributed.is_initialized():
+        distributed.init_process_group('gloo')

@@ -1,0 +1,1 @@
+"""Drawing input, truth and prediction."""
