@@ -154,6 +154,18 @@ TRAIN: dict[str, tuple[str, Callable[[Path], list[str]], str, str]] = {
         r'bbox_head.num_classes is 3, but the train data has 2 classes \(red, blue\)',
         r'set model.roi_head.bbox_head.num_classes=2',
     ),
+    'another number than the own data has': (
+        'det',
+        options('model.roi_head.bbox_head.num_classes=3'),
+        r'bbox_head.num_classes is 3, but the train data has 2 classes \(red, blue\)',
+        r'set model.roi_head.bbox_head.num_classes=2',
+    ),
+    'another number for label maps': (
+        'seg',
+        options('model.auxiliary_head.num_classes=150'),
+        r'auxiliary_head.num_classes is 150, but the train data has 3 classes',
+        r'set model.auxiliary_head.num_classes=3',
+    ),
     'class names as text': (
         'det',
         options(f'train_dataloader.dataset.{COCO80}', 'train_dataloader.dataset.metainfo={"classes": "red"}'),
@@ -311,4 +323,4 @@ def test_unexpected_error_keeps_its_traceback_in_a_file(tmp_path: Path, capfd: p
 
 def test_every_case_was_answered() -> None:
     assert answered == [*TRAIN, *CONFIG_TEXTS, *TEST]
-    assert (len(TRAIN), len(CONFIG_TEXTS), len(TEST)) == (31, 4, 4)
+    assert (len(TRAIN), len(CONFIG_TEXTS), len(TEST)) == (33, 4, 4)

@@ -8,6 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
+from dense.data.run_inputs import RunInputs
 from dense.engine import data_wait_hook
 from dense.engine.data_wait_hook import DataWaitHook, advise_num_workers
 from dense.engine.launch import load_config, train
@@ -117,7 +118,7 @@ def test_remedy(num_workers, cores, expected):
 def test_every_training_run_has_the_hook():
     loader = dict(batch_size=1, dataset=dict(type='Any'))
     cfg = Config(dict(randomness=dict(seed=0), train_dataloader=loader, model=dict(type='Any')))
-    add_run_defaults(cfg)
+    add_run_defaults(cfg, RunInputs.read(cfg))
     (hook,) = [hook for hook in cfg.custom_hooks if hook['type'] == 'DataWaitHook']
     assert hook == dict(type='DataWaitHook')
 

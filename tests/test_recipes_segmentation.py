@@ -29,6 +29,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 import backbones
+from dense.data.run_inputs import RunInputs
 from dense.engine.launch import load_config
 from dense.engine.run_defaults import add_test_defaults
 
@@ -355,8 +356,8 @@ def test_size_at_test_time(name, shape, tmp_path):
 @rows
 def test_every_scale_of_multi_scale_testing_is_predicted_whole(name):
     single, multi = (load_config(load(name).filename) for _ in range(2))
-    add_test_defaults(single)
-    add_test_defaults(multi, tta=True)
+    add_test_defaults(single, RunInputs.read(single, ()))
+    add_test_defaults(multi, RunInputs.read(multi, ()), tta=True)
     assert single.model == load(name).model
     assert multi.model.type == 'SegTTAModel'
     assert multi.model.module.test_cfg.mode == 'whole'

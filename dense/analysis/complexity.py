@@ -30,7 +30,7 @@ from dense.analysis.forward_parts import run_parts
 from dense.analysis.published import COCO, PUBLISHED, UPERNET
 from dense.console.output import quiet_libraries
 from dense.console.tables import plain
-from dense.engine.launch import PROJECT, load_config
+from dense.engine.config import PROJECT, load_config
 from dense.errors import UserError
 
 PREPROCESSOR = 'data_preprocessor'

@@ -31,7 +31,7 @@ from dense.analysis.forward_parts import run_parts
 from dense.benchmark.dummy_targets import SAMPLES, random_regions
 from dense.console.output import quiet_libraries
 from dense.cpu.defaults import apply_cpu_rewrites
-from dense.engine.launch import load_config
+from dense.engine.config import load_config
 from dense.errors import UserError, did_you_mean
 
 FUSED, LEAN, TUNED, CHECKPOINTED, ONNX = '+fused', '+lean', '+tuned', '+cp', '+onnx'

@@ -6,105 +6,100 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
-from dense.data.classes import read_coco_classes, read_folder_classes
-from dense.data.config_queries import SPLITS, dataset_class, datasets_of, heads_of
+from dense.data.classes import CLASSES_FILE, read_coco_classes, read_folder_classes
+from dense.data.run_inputs import DatasetConfig, RunInputs
 from dense.errors import UserError
 
 MAX_NAMED = 3
 
 
-def check_paths(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
+def check_paths(inputs: RunInputs) -> None:
     """Check that the data sets' roots, annotation files and folders exist.
 
     Args:
-        cfg: Config of a run.
-        splits: Which data sets to look at.
+        inputs: What the run reads.
 
     Raises:
         UserError: One does not exist.
     """
-    for split in splits:
-        for dataset in datasets_of(cfg, split):
-            root = dataset.get('data_root') or ''
-            if root and not Path(root).is_dir():
-                raise UserError(f'data root not found: {root}', 'give the folder of your copy with --data-root FOLDER')
-            ann_file = dataset.get('ann_file')
-            if ann_file and not _below(root, ann_file).exists():
-                raise UserError(
-                    f'annotation file not found: {_below(root, ann_file)}',
-                    f'put it there, or correct {split}_dataloader.dataset.ann_file',
-                )
-            _check_folders(dataset, root, split)
-
-
-def _check_folders(dataset: dict[str, Any], root: str, split: str) -> None:
-    prefixes = dataset.get('data_prefix') or {}
-    for key, prefix in prefixes.items():
-        if prefix and not _below(root, prefix).is_dir():
+    for dataset in inputs.datasets:
+        place = f'{dataset.split}_dataloader.dataset'
+        if dataset.root and not Path(dataset.root).is_dir():
             raise UserError(
-                f'data folder not found: {_below(root, prefix)}',
-                f'put the data there, or correct {split}_dataloader.dataset.data_prefix.{key}',
+                f'data root not found: {dataset.root}', 'give the folder of your copy with --data-root FOLDER'
             )
+        if dataset.ann_file is not None and not dataset.ann_file.exists():
+            raise UserError(
+                f'annotation file not found: {dataset.ann_file}', f'put it there, or correct {place}.ann_file'
+            )
+        for key, folder in dataset.folders.items():
+            if not folder.is_dir():
+                raise UserError(
+                    f'data folder not found: {folder}', f'put the data there, or correct {place}.data_prefix.{key}'
+                )
 
 
-def _below(root: str, path: str) -> Path:
-    return Path(root) / path
-
-
-def fit_classes(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
+def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
     """Give every head the number of classes of one's own data; check it where the config states the classes.
 
-    Data sets whose class has ``read_classes`` say their classes themselves. For the others the classes are those of
-    ``metainfo`` in the config or of the data set's class.
+    Data sets whose class has ``read_classes`` know their classes from their files. They set ``num_classes`` of the
+    heads, unless it was set by hand. For the other data sets the classes are those of ``metainfo`` in the config or of
+    the data set's class.
 
     Args:
-        cfg: Config of a run; the heads' ``num_classes`` are set in place.
-        splits: Which data sets to look at; the first of them fills the heads.
+        inputs: What the run reads; ``num_classes`` in the configs of its heads is set in place. The first data set
+            counts, the others must agree with it.
+
+    Returns:
+        The names that replaced another number in a head, so that the user can be told; empty if none did.
 
     Raises:
         UserError: The data sets, or a data set and a head, disagree.
     """
     seen: list[tuple[str, tuple[str, ...]]] = []
-    for split in splits:
-        for dataset in datasets_of(cfg, split):
-            kind = dataset_class(dataset, cfg.get('default_scope'))
-            if hasattr(kind, 'read_classes'):
-                names = tuple(kind.read_classes(dataset))
-                if not seen:
-                    _fill_heads(cfg, len(names))
-            else:
-                names = _stated_classes(dataset, kind)
-                _check_annotation(dataset, names)
-            if names:
-                seen.append((split, names))
+    replaced = False
+    for dataset in inputs.datasets:
+        if hasattr(dataset.kind, 'read_classes'):
+            names = tuple(dataset.kind.read_classes(dataset.config))
+            replaced = (not seen and _fill_heads(inputs, len(names))) or replaced
+        else:
+            names = _stated_classes(dataset)
+            _check_annotation(dataset, names)
+        if names:
+            seen.append((dataset.split, names))
     for split, names in seen:
         if names != seen[0][1]:
             raise UserError(
                 f'the {split} data has the classes {_listed(names)}; the {seen[0][0]} data has {_listed(seen[0][1])}',
                 'let both list the same classes in the same order',
             )
-        _check_heads(cfg, split, names)
+        _check_heads(inputs, split, names)
+    return seen[0][1] if replaced else ()
 
 
-def _fill_heads(cfg: Config, num_classes: int) -> None:
-    for _, head in heads_of(cfg.get('model')):
-        head['num_classes'] = num_classes
+def _fill_heads(inputs: RunInputs, num_classes: int) -> bool:
+    others = [
+        head
+        for head in inputs.heads
+        if head.num_classes != num_classes and not inputs.is_set_by_hand(f'{head.path}.num_classes')
+    ]
+    for head in others:
+        head.config['num_classes'] = num_classes
+    return bool(others)
 
 
-def _check_heads(cfg: Config, split: str, names: tuple[str, ...]) -> None:
-    for path, head in heads_of(cfg.get('model')):
-        if head['num_classes'] != len(names):
+def _check_heads(inputs: RunInputs, split: str, names: tuple[str, ...]) -> None:
+    for head in inputs.heads:
+        if head.num_classes != len(names):
             raise UserError(
-                f'{path}.num_classes is {head["num_classes"]}, but the {split} data has {len(names)} classes '
+                f'{head.path}.num_classes is {head.num_classes}, but the {split} data has {len(names)} classes '
                 f'({_listed(names)})',
-                f'set {path}.num_classes={len(names)}, or list the classes of the model in metainfo.classes',
+                f'set {head.path}.num_classes={len(names)}, or list the classes of the model in metainfo.classes',
             )
 
 
-def _stated_classes(dataset: dict[str, Any], kind: Any) -> tuple[str, ...]:
-    for meta in (dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
+def _stated_classes(dataset: DatasetConfig) -> tuple[str, ...]:
+    for meta in (dataset.config.get('metainfo'), getattr(dataset.kind, 'METAINFO', None)):
         classes = (meta or {}).get('classes') or (meta or {}).get('CLASSES')
         if isinstance(classes, str):
             raise UserError(
@@ -116,16 +111,16 @@ def _stated_classes(dataset: dict[str, Any], kind: Any) -> tuple[str, ...]:
     return ()
 
 
-def _check_annotation(dataset: dict[str, Any], names: tuple[str, ...]) -> None:
-    root, ann_file = dataset.get('data_root') or '', str(dataset.get('ann_file') or '')
+def _check_annotation(dataset: DatasetConfig, names: tuple[str, ...]) -> None:
+    source = dataset.ann_file
     if not names:
         return
-    if ann_file.endswith('.json'):
-        source, found = _below(root, ann_file), coco_categories(_below(root, ann_file))
+    if source is not None and source.suffix == '.json':
+        found = coco_categories(source)
         # COCO numbers labels in the order of the file, whatever the order of the names in the config.
         fits = not found or tuple(name for name in found if name in set(names)) == names
-    elif not ann_file and root and (Path(root) / 'classes.json').is_file():
-        source, found = Path(root) / 'classes.json', read_folder_classes(root).names
+    elif source is None and dataset.root and (Path(dataset.root) / CLASSES_FILE).is_file():
+        source, found = Path(dataset.root) / CLASSES_FILE, read_folder_classes(dataset.root).names
         fits = len(found) == len(names)
     else:
         return

@@ -9,31 +9,30 @@ from mmengine.config import Config, ConfigDict
 
 import dense.visualization.hook  # noqa: F401  (registers its hook)
 from dense.cpu.defaults import set_cpu_defaults
-from dense.data.config_queries import heads_of
+from dense.data.run_inputs import RunInputs
 from dense.errors import UserError
 
 
-def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) -> None:
+def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     """Add to a training config, in place.
 
     Args:
         cfg: Config of a run; its seed is set.
-        start_epoch: Epochs that the run has behind it.
-        start_iter: Steps that the run has behind it.
+        inputs: What the run reads, and where it starts.
     """
     set_cpu_defaults(cfg)
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
-    loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(cfg, loader.dataset, False))
+    loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
     loader.batch_sampler = dict(
         type='mmengine.SeededBatchSampler',
         inner=loader.get('batch_sampler'),
         drop_last=loader.pop('drop_last', False),
-        start_epoch=start_epoch,
-        start_iter=start_iter,
+        start_epoch=inputs.start.epoch,
+        start_iter=inputs.start.iter,
     )
     if cfg.get('val_dataloader'):
-        cfg.val_dataloader.dataset = _checked(cfg, cfg.val_dataloader.dataset, True)
+        cfg.val_dataloader.dataset = _checked(inputs, cfg.val_dataloader.dataset, True)
     _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(
@@ -47,11 +46,12 @@ def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
     )
 
 
-def add_test_defaults(cfg: Config, *, show_dir: str | None = None, tta: bool = False) -> None:
+def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = None, tta: bool = False) -> None:
     """Add to a config for testing, in place.
 
     Args:
         cfg: Config of a run.
+        inputs: What the run reads.
         show_dir: Folder for pictures, or None.
         tta: Average over the config's test-time augmentations.
 
@@ -61,7 +61,7 @@ def add_test_defaults(cfg: Config, *, show_dir: str | None = None, tta: bool = F
     cfg.randomness.seed = cfg.randomness.seed or 0
     if tta:
         _use_tta(cfg)
-    cfg.test_dataloader.dataset = _checked(cfg, cfg.test_dataloader.dataset, True)
+    cfg.test_dataloader.dataset = _checked(inputs, cfg.test_dataloader.dataset, True)
     _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(cfg, dict(type='CheckedDataHook'), dict(type='CheckpointMatchHook'), dict(type='ProgressBarHook'))
@@ -69,12 +69,11 @@ def add_test_defaults(cfg: Config, *, show_dir: str | None = None, tta: bool = F
         _add_hooks(cfg, dict(type='PictureHook', out_dir=show_dir))
 
 
-def _checked(cfg: Config, dataset: Any, test_mode: bool) -> ConfigDict:
-    counts = [head['num_classes'] for _, head in heads_of(cfg.get('model'))]
+def _checked(inputs: RunInputs, dataset: Any, test_mode: bool) -> ConfigDict:
     return ConfigDict(
         type='mmengine.CheckedDataset',
         dataset=dataset,
-        num_classes=max(counts) if counts else None,
+        num_classes=inputs.num_classes,
         test_mode=test_mode,
     )
 

@@ -15,7 +15,7 @@ from backbones.base import DenseBackbone
 from dense.console.output import quiet_libraries
 from dense.data.config_queries import heads_of
 from dense.engine.checkpoint import CheckpointMatchHook
-from dense.engine.launch import load_config
+from dense.engine.config import load_config
 from dense.errors import UserError
 from dense.export.detector import TwoStageGraph
 from dense.export.graphs import BackboneGraph, ExportGraph, SegmentorGraph
