@@ -1,7 +1,7 @@
 """ImageNet-1K, 300 epochs, 8 GPUs x 128 images x 4 batches per update, without a head.
 
 Table 9 of the InceptionNeXt paper and its released commands, which the ConvNeXt variants share: mixup 0.8, cutmix 1.0,
-random erasing 0.25, label smoothing 0.1, RandAugment 9/0.5, layer scale 1e-6. Drop path stands in the leaves.
+random erasing 0.25, label smoothing 0.1, RandAugment 9/0.5, layer scale 1e-6. Drop path is set in the leaves.
 """
 
 _base_ = [

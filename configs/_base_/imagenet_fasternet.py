@@ -2,7 +2,7 @@
 
 Table 6 of the paper and the released configs: 192 pixels until epoch 280, then 224; bicubic crops; cutmix 1.0, no
 erasing, no colour jitter; tested at 224 pixels with crop 0.9. Mixup, RandAugment, decay and clipping grow with the
-model and stand in its recipe, drop path in the leaf.
+model and are set in its recipe, drop path in the leaf.
 """
 
 _base_ = [

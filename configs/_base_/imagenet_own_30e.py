@@ -1,4 +1,4 @@
-"""Classification of one's own images at 64x64 pixels, 30 epochs from scratch: minutes on one CPU core.
+"""Classification of your own images at 64x64 pixels, 30 epochs from scratch: minutes on one CPU core.
 
 Our own. No mixing and no erasing: 30 epochs are too few to profit from them.
 """

@@ -1,4 +1,4 @@
-"""Mask R-CNN with slim heads on one's own data in COCO's layout at 320 pixels, 400 iterations of 8 images."""
+"""Mask R-CNN with slim heads on your own data in COCO's layout at 320 pixels, 400 iterations of 8 images."""
 
 _base_ = [
     './models/mask_rcnn_fpn_slim.py',

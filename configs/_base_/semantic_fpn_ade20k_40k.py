@@ -3,7 +3,7 @@
 Mirrors mmseg `configs/poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py`: PVT's and PoolFormer's recipe, which
 the InceptionNeXt paper follows (section 4.2). Test images are aligned to multiples of 32.
 
-Drop path stands in the leaves:
+Drop path is set in the leaves:
 
 - InceptionNeXt T/S/B 0.1/0.2/0.2 (Table 10 of the paper). Atto was never published on ADE20K; 0 continues the row
   downwards;

@@ -3,7 +3,7 @@
 Mirrors mmseg `configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py`, the recipe that the
 InceptionNeXt paper follows (section 4.2), as 4 x 4 images instead of 8 x 2. Whole-image testing, full precision.
 
-Drop path stands in the leaves:
+Drop path is set in the leaves:
 
 - InceptionNeXt T/S/B 0.2/0.3/0.4 (Table 10 of the paper). Atto was never published on ADE20K; 0.1 is its ImageNet rate
   and continues the row downwards;

@@ -4,7 +4,7 @@ Mirrors mmseg `configs/convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x5
 siblings, as 4 x 4 images instead of 8 x 2. Testing slides a window of 512x512 by 341 pixels; with multi-scale testing
 (`--tta`) each scale is predicted whole, as ConvNeXt's authors evaluated.
 
-Drop path stands in the leaves: T/S/B 0.4/0.3/0.4, and layer scale 1.0 where no weights replace it.
+Drop path is set in the leaves: T/S/B 0.4/0.3/0.4, and layer scale 1.0 where no weights replace it.
 
 Expected, single-scale / multi-scale mIoU of ConvNeXt's authors: T 46.0/46.7, S 48.7/49.6, B 49.1/49.9.
 """

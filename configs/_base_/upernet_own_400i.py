@@ -1,4 +1,4 @@
-"""UperNet with slim heads on one's own data in ADE20K's layout, 400 iterations of 8 crops of 256x256 pixels."""
+"""UperNet with slim heads on your own data in ADE20K's layout, 400 iterations of 8 crops of 256x256 pixels."""
 
 _base_ = [
     './models/upernet_slim.py',

@@ -2,8 +2,8 @@
 
 Mirrors the data of mmseg `configs/poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py`; PoolFormer's authors call
 the step AlignResize. Every map of the pyramid is then exactly twice the next one's size; without it their networks lose
-about 1 mIoU. Differs: the training data is not repeated 50 times, which changed only how often the old loader started
-anew; here an endless sampler runs through it. Multi-scale testing aligns every scale.
+about 1 mIoU. Differs: the training data is not repeated 50 times, which only changed how often the old loader was
+restarted; here an endless sampler runs through it. Multi-scale testing aligns every scale.
 """
 
 _base_ = './ade20k_512x512.py'

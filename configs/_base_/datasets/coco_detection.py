@@ -1,6 +1,6 @@
 """COCO 2017 boxes without masks: longest side at most 1333, shortest 800, flipped half the time, 2 images per GPU.
 
-Mirrors mmdet `configs/_base_/datasets/coco_detection.py`; differs from `coco_instance.py` in what stands here.
+Mirrors mmdet `configs/_base_/datasets/coco_detection.py`; differs from `coco_instance.py` in the settings below.
 """
 
 _base_ = './coco_instance.py'

@@ -1,6 +1,6 @@
 """COCO 2017 instances, shortest side anywhere from 640 to 800 pixels in training.
 
-Mirrors mmdet `configs/common/ms_3x_coco-instance.py`; differs from `coco_instance.py` in what stands here.
+Mirrors mmdet `configs/common/ms_3x_coco-instance.py`; differs from `coco_instance.py` in the settings below.
 """
 
 _base_ = './coco_instance.py'

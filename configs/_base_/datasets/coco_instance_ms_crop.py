@@ -1,7 +1,7 @@
 """COCO 2017 instances with DETR's augmentation: shortest side 480 to 800 pixels, half of the images cropped before.
 
 Mirrors the training pipeline of mmdet `configs/convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py`;
-differs from `coco_instance.py` in what stands here.
+differs from `coco_instance.py` in the settings below.
 """
 
 _base_ = './coco_instance.py'

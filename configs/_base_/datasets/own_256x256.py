@@ -1,6 +1,6 @@
-"""One's own label maps in ADE20K's layout, named by `classes.json`; crops of 256x256, 8 images per step.
+"""Your own label maps in ADE20K's layout, named by `classes.json`; crops of 256x256, 8 images per step.
 
-Differs from `ade20k_512x512.py` in what stands here. The launcher fills the heads' `num_classes` from the data.
+Differs from `ade20k_512x512.py` in the settings below. The launcher fills the heads' `num_classes` from the data.
 Give the folder with `--data-root`.
 """
 

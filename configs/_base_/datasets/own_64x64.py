@@ -1,4 +1,4 @@
-"""One's own images in one folder per class, at 64x64 pixels, 64 images per step.
+"""Your own images in one folder per class, at 64x64 pixels, 64 images per step.
 
 Differs from `in1k_224x224.py`: crops of at least a third of the image instead of 8 %, colour jitter instead of
 RandAugment, and testing on the whole shortest side, because small images have little to lose. The launcher fills the

@@ -1,4 +1,4 @@
-"""One's own objects in COCO's layout; the categories of the annotation file are the classes.
+"""Your own objects in COCO's layout; the categories of the annotation file are the classes.
 
 Differs from `coco_320x320.py` in the class of the data set and the folder. The launcher fills the heads'
 `num_classes` from the data. Give the folder with `--data-root`.

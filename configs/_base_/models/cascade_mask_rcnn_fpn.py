@@ -3,7 +3,7 @@
 Mirrors mmdet `configs/_base_/models/cascade-mask-rcnn_r50_fpn.py` with the box heads of
 `configs/convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py`. Differs: the leaf brings
 the backbone and `neck.in_channels`. The three stages differ in the overlap that makes a box a positive one and in the
-deviations of its corrections, nothing else. Differs from `mask_rcnn_fpn.py` in what stands here.
+deviations of its corrections, nothing else. Differs from `mask_rcnn_fpn.py` in the settings below.
 """
 
 _base_ = './mask_rcnn_fpn.py'

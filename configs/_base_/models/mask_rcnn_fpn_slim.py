@@ -1,6 +1,6 @@
 """Mask R-CNN with heads for small images and few cores: a quarter of the channels, a quarter of the samples.
 
-Our own; differs from `mask_rcnn_fpn.py` in what stands here. Anchors are half as large (16 to 256 pixels), because
+Our own; differs from `mask_rcnn_fpn.py` in the settings below. Anchors are half as large (16 to 256 pixels), because
 an image whose longest side is 320 shows COCO's objects at about half of their usual size.
 """
 

@@ -1,6 +1,6 @@
 """UperNet with heads for small images and few cores: an eighth of the channels.
 
-Our own; differs from `upernet.py` in what stands here.
+Our own; differs from `upernet.py` in the settings below.
 """
 
 _base_ = './upernet.py'

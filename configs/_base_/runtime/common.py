@@ -1,7 +1,7 @@
 """What every run shares, whatever its task.
 
 Mirrors the part that mmdet and mmseg `configs/_base_/default_runtime.py` have in common. Differs in one point: no
-visualization hook (`tools/test.py --show-dir` draws instead). Whatever counts epochs or iterations stands with the
+visualization hook (`tools/test.py --show-dir` draws instead). Whatever counts epochs or iterations is set in the
 schedules; what a task needs imported, in `det.py` and `seg.py`.
 """
 

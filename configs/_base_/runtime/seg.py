@@ -1,7 +1,7 @@
 """Segmentation's runtime. Mirrors mmseg `configs/_base_/default_runtime.py`; differs as `common.py` says.
 
 One more difference: cuDNN's benchmark mode stays off. Whole-image testing meets a new size with almost every image,
-so each would be benchmarked anew.
+so each would be benchmarked again.
 """
 
 _base_ = './common.py'

@@ -1,6 +1,6 @@
 """AdamW as timm's training script uses it: biases and all other one-dimensional parameters are not decayed.
 
-Betas 0.9 and 0.999, weight decay 0.05, no gradient clipping, full precision. Rate and length stand in the schedules.
+Betas 0.9 and 0.999, weight decay 0.05, no gradient clipping, full precision. Rate and length are set in the schedules.
 """
 
 _base_ = './by_epoch.py'

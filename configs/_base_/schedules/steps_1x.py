@@ -1,7 +1,7 @@
 """12 epochs of COCO, 16 images per step: a tenth of the rate after epochs 8 and 11.
 
 Mirrors mmdet `configs/_base_/schedules/schedule_1x.py`, with its linear warm-up over 500 iterations from 0.001.
-Differs: the optimizer stands in a file of its own.
+Differs: the optimizer has a file of its own.
 """
 
 _base_ = './by_epoch.py'

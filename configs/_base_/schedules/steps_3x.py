@@ -1,7 +1,7 @@
 """36 epochs of COCO, 16 images per step: a tenth of the rate after epochs 27 and 33.
 
 Mirrors mmdet `configs/common/ms_3x_coco-instance.py`. Differs: 36 epochs of the data instead of 12 of its threefold
-repetition, so the same steps are validated three times as often; the optimizer stands in a file of its own.
+repetition, so the same steps are validated three times as often; the optimizer has a file of its own.
 """
 
 _base_ = './steps_1x.py'
