@@ -1,7 +1,7 @@
 """Image classification with the tools that serve detection and segmentation; importing it registers its classes.
 
 A classifier is a backbone of :mod:`backbones` with its paper's head: it trains the weights that detectors and
-segmenters start from, and checks published ones. MMEngine runs it, timm serves the augmentation.
+segmenters start from, and validates published ones. MMEngine runs it; the augmentation is timm's.
 """
 
 from dense.classify import hooks, metric, sampler, schedule, transforms

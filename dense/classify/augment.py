@@ -61,7 +61,7 @@ class BatchAugment:
             Images of the same shape, and targets ``(N, K)`` that sum to 1.
 
         Raises:
-            UserError: Images are to be mixed in pairs, and their number is odd.
+            UserError: Images are mixed in pairs, but their number is odd.
         """
         if self.mix is None:
             targets = functional.one_hot(labels, self.num_classes).to(images.dtype)
@@ -70,7 +70,7 @@ class BatchAugment:
             if len(images) % 2:
                 raise UserError(
                     f'mixup and cutmix pair up the images of a batch, and one has {len(images)}',
-                    'use an even train_dataloader.batch_size, and leave out a last batch that is not full',
+                    'use an even train_dataloader.batch_size, and drop a last batch that is not full',
                 )
             images, targets = self.mix(images, labels)
         if self.erase_prob > 0:

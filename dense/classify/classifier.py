@@ -21,7 +21,7 @@ from dense.errors import UserError
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """Names what an image shows.
+    """An image classifier: a backbone and a head.
 
     Args:
         backbone: Config of a backbone; its last output is classified.

@@ -26,7 +26,7 @@ class TrainSizeHook(Hook):
             return
         loader = runner.train_dataloader
         loader.dataset.set_size(self.size)
-        # Processes that outlive an epoch hold a copy of the data set with the old size; the loader starts new ones.
+        # Persistent workers hold a copy of the data set with the old size; the loader starts new ones.
         loader._iterator = None
         self._is_done = True
         runner.logger.info(f'training on {self.size} x {self.size} pixels from epoch {runner.epoch + 1} on')

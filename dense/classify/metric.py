@@ -13,12 +13,12 @@ from mmengine.registry import METRICS
 class TopAccuracy(BaseMetric):
     """Share of the images whose true class is among the k with the highest scores, in percent, as ``top1``, ``top5``.
 
-    Each image is kept with the rank of its true class; nothing is averaged over batches.
+    The rank of the true class is kept for each image; nothing is averaged over batches.
 
     Args:
         topk: Values of k. One that is not below the number of classes is left out: it would always be 100.
-        collect_device: Where the results of several processes meet: ``'cpu'`` or ``'gpu'``.
-        prefix: Put before the names, with a slash.
+        collect_device: Where the results of several processes are gathered: ``'cpu'`` or ``'gpu'``.
+        prefix: Prefix of the names, followed by a slash.
     """
 
     def __init__(self, topk: Sequence[int] = (1, 5), collect_device: str = 'cpu', prefix: str | None = None) -> None:

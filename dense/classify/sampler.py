@@ -1,4 +1,4 @@
-"""Batches for updates that gather the gradients of several batches."""
+"""Batches for training with gradient accumulation."""
 
 from collections.abc import Iterator, Sized
 from typing import Any
@@ -11,9 +11,9 @@ from dense.errors import UserError
 
 @DATA_SAMPLERS.register_module()
 class WholeUpdates:
-    """Full batches, as many as make whole updates; what is left of an epoch is left out.
+    """Full batches, as many as make whole updates; the rest of an epoch is dropped.
 
-    No gradient is carried from one epoch into the next, so a run that goes on from the end of an epoch repeats the
+    No gradient is carried from one epoch into the next, so a run resumed at the end of an epoch equals the
     uninterrupted one.
 
     Args:
@@ -40,7 +40,7 @@ class WholeUpdates:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Drawn to its end, so that a sampler that counts its rounds counts this one.
+        # Exhausted, because some samplers count their epochs when they are.
         for number, batch in enumerate(self.batches):
             if number < self.num_batches:
                 yield batch

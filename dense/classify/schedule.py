@@ -24,7 +24,7 @@ class TimmCosineLR(LRSchedulerMixin, _ParamScheduler):
         warmup: w, less than T.
         warmup_lr: Rate of the first epoch, if there is a warm-up.
         min_lr: Rate that the cosine ends in.
-        last_step: For MMEngine's resuming.
+        last_step: The last step taken before a resume; used by MMEngine.
         by_epoch: Whether steps are epochs.
     """
 

@@ -37,7 +37,7 @@ def own_state_dict(model: 'ImageClassifier', content: Mapping[str, Any]) -> dict
 
 
 def load_classifier(model: 'ImageClassifier', source: str | Path) -> str:
-    """Load a whole checkpoint, every tensor of it or nothing.
+    """Load a whole checkpoint, all of its tensors or none.
 
     Args:
         model: Changed in place, only after everything was checked.

@@ -1,4 +1,4 @@
-"""Whether a config and its data fit, found out in seconds and before anything is built or trained."""
+"""Checks that a config and its data fit together, in seconds and before anything is built."""
 
 import json
 import mmap
@@ -40,7 +40,7 @@ def check_paths(inputs: RunInputs) -> None:
 
 
 def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
-    """Give every head the number of classes of one's own data; check it where the config states the classes.
+    """Set the number of classes of every head from your own data; check it where the config names the classes.
 
     Data sets whose class has ``read_classes`` know their classes from their files. They set ``num_classes`` of the
     heads, unless it was set by hand. For the other data sets the classes are those of ``metainfo`` in the config or of

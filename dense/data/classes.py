@@ -1,4 +1,4 @@
-"""The class names of one's own data, read from the data itself.
+"""The class names of your own data, read from the data itself.
 
 Two layouts say them: a COCO annotation file in its categories, a folder in ADE20K layout in its ``classes.json``.
 This module needs neither mmdet nor mmseg; the data sets in ``coco_folder.py`` and ``seg_folder.py`` call it.
@@ -109,11 +109,11 @@ def _read_json(path: Path, remedy: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f'there is no file {path}', remedy) from error
     except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read as JSON: {error}', 'repair the file or write it anew') from error
+        raise UserError(f'{path} cannot be read as JSON: {error}', 'repair the file or write it again') from error
 
 
 def _distinct(names: list[str], path: Path) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f'{path} names {", ".join(twice)} more than once', 'give every class a name of its own')
+        raise UserError(f'{path} names {", ".join(twice)} more than once', 'give each class a different name')
     return tuple(names)

@@ -1,4 +1,4 @@
-"""One's own detection data in COCO's folder layout."""
+"""Your own detection data in COCO's folder layout."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,8 @@ from dense.data.classes import class_palette, read_coco_classes
 class CocoFolderDataset(CocoDataset):
     """Images and a COCO annotation file, whose categories are the classes.
 
-    The order of the classes is the order of the categories in the file; the files of a data set must list them alike.
+    The order of the classes is the order of the categories in the file, which must be the same in all files of a data
+    set.
 
     Args:
         data_root: Folder of the data set.
@@ -21,8 +22,8 @@ class CocoFolderDataset(CocoDataset):
         data_prefix: Folder of the images below it, under the key ``img``.
         pipeline: Transforms of a sample.
         filter_cfg: Images to leave out while training; see ``mmdet.datasets.CocoDataset``.
-        test_mode: Whether no image is left out, and one that cannot be loaded is an error.
-        lazy_init: Whether to read the annotations later, by ``full_init``.
+        test_mode: Keep all images, and raise an error for one that cannot be loaded.
+        lazy_init: Read the annotations later, by ``full_init``.
 
     Raises:
         UserError: The annotation file is missing or names no classes.

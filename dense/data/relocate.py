@@ -32,7 +32,7 @@ def replace_data_root(cfg: Config, root: str) -> None:
 
 
 def find_data(cfg: Config, project: Path) -> None:
-    """Make data roots that exist below the project, and not below the current folder, absolute, in place.
+    """Make data roots absolute that exist in the project but not in the current folder, in place.
 
     Args:
         cfg: Config of a run.

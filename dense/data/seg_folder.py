@@ -1,4 +1,4 @@
-"""One's own segmentation data in ADE20K's folder layout."""
+"""Your own segmentation data in ADE20K's folder layout."""
 
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,6 @@ class SegFolderDataset(BaseSegDataset):
         if not samples:
             raise UserError(
                 f'there is no file *{self.img_suffix} in {folder}',
-                'put the images there, or name the folder with --data-root and their ending with img_suffix',
+                'put the images there, or give the folder with --data-root and the file extension with img_suffix',
             )
         return samples

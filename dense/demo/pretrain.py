@@ -1,4 +1,4 @@
-"""A short classification training of a backbone on folders of pictures.
+"""Pretraining of a backbone as a classifier on folders of pictures.
 
 Minutes instead of days, for data as small as the generated crops: enough to start a detector or a segmenter from
 features that know the classes, loaded like any published weights by ``init_cfg=dict(type='Pretrained', ...)``.

@@ -1,4 +1,4 @@
-"""The demonstration: from nothing to a trained detector and a trained segmenter, with pictures, in some minutes.
+"""The demonstration: trains a detector and a segmenter from scratch, with pictures, in a few minutes.
 
 Generated scenes are written, an InceptionNeXt-Atto is pretrained on generated pictures of single objects, and both
 models start from its weights. Their recipes are the leaves in ``configs/mini``, which also train from scratch.
@@ -38,7 +38,7 @@ class Score:
     Attributes:
         name: For example ``box AP50``.
         value: Measured on the held-out images, 0..1.
-        bar: What has to be reached.
+        bar: The value to reach.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From a config file and the user's choices to the config of a run: :func:`load_config`."""
+"""Reads a config file and applies the user's choices: :func:`load_config`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def load_config(
     seed: int | None = None,
     deterministic: bool = False,
 ) -> Config:
-    """Read a config file and lay the user's choices over it.
+    """Read a config file and apply the user's choices.
 
     Args:
         path: Config file, relative to the current folder or else to the project.
@@ -61,7 +61,7 @@ def load_config(
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file as it stands.
+    """Read a config file without any changes.
 
     Args:
         path: Config file, relative to the current folder or else to the project.
@@ -99,7 +99,7 @@ def _set_computation(cfg: Config, *, amp: bool, compiled: bool) -> None:
 def _enable_scaled_rate(cfg: Config) -> None:
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise UserError(
-            f'{cfg.filename} does not say for how many images per step its learning rate is meant',
+            f'{cfg.filename} does not say how many images per step its learning rate is meant for',
             'add --cfg-options "auto_scale_lr={\'base_batch_size\': NUMBER}", or start without --auto-scale-lr',
         )
     cfg.auto_scale_lr.enable = True

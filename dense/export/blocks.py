@@ -1,4 +1,4 @@
-"""The fused blocks in the form that runs fastest elsewhere."""
+"""The fused blocks in the form that other runtimes run fastest."""
 
 from torch import Tensor, nn
 

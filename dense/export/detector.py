@@ -2,8 +2,8 @@
 
 The layers are the model's own. What MMDetection does between them with lists, in-place writes and Python branches is
 written here as tensor operations. Numbers that depend on the image stay out of the shapes wherever possible: each
-level gives as many proposals as the config allows, too few are filled up with boxes of score -1 that count for
-nothing. Only the candidates of the class-wise suppression and the detections themselves vary in number.
+level gives as many proposals as the config allows, missing ones are filled up with boxes of score -1, which are
+ignored. Only the candidates of the class-wise suppression and the detections themselves vary in number.
 
 Shapes: R proposals, K detections, L levels of the pyramid, H and W height and width of the image.
 """
@@ -30,7 +30,7 @@ class TwoStageGraph(ExportGraph):
         model: MMDetection's two-stage detector with an anchor-based RPN and one box head, in evaluation mode.
 
     Raises:
-        UserError: A part works in a way that is not written here.
+        UserError: A part of the detector is not supported.
     """
 
     TASK = 'instances'

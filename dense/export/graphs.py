@@ -160,7 +160,7 @@ class SegmentorGraph(ExportGraph):
 
 
 class AdaptiveAvgPool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products: ONNX has no such operation, and these hold for every size.
+    """``nn.AdaptiveAvgPool2d`` as two matrix products: ONNX has no such operation, and these work for every size.
 
     Args:
         output_size: Height and width of the output.
@@ -187,7 +187,7 @@ def _bins(count: int, length: int, *, like: Tensor) -> Tensor:
 
 
 class Enlarge(nn.Module):
-    """MMSegmentation's ``Upsample`` by a whole factor: that one makes plain numbers of the sizes, which are then fixed.
+    """MMSegmentation's ``Upsample`` by a whole factor: that one turns sizes into plain numbers, which fixes them.
 
     Args:
         layer: The module to replace.
@@ -205,7 +205,7 @@ class Enlarge(nn.Module):
 
 
 def _replace_fixed_sizes(model: nn.Module) -> None:
-    """Put layers that hold for every size in the place of those that cannot be recorded so."""
+    """Replace layers that cannot be recorded for every size by layers that can."""
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

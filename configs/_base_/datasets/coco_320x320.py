@@ -1,4 +1,4 @@
-"""COCO in its usual layout at a size that two CPU cores can handle: longest side 320, 8 images per step, endless sampling.
+"""COCO in its usual layout, small enough for two CPU cores: longest side 320, 8 images per step, endless sampling.
 
 Differs from `coco_instance.py` in the settings below. Photos without an object are kept, so that small excerpts of COCO
 train on everything they have.

@@ -1,4 +1,4 @@
-"""AdamW as every recipe here uses it: betas, and which parameters are not decayed. Rate and decay are set in the recipes.
+"""AdamW as every recipe here uses it: betas, and which parameters are not decayed. Recipes set rate and decay.
 
 Mirrors the optimizer of mmseg `configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py`.
 Differs in how undecayed parameters are found:

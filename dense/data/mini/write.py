@@ -82,7 +82,7 @@ def write_mini(root: str | Path, seed: int = 0, *, num_train: int = 200, num_val
 def write_crops(root: str | Path, seed: int = 0, *, num_per_class: int = 120, side: int = 64) -> Path:
     """Write pictures of single objects for classification, as ``root/<class>/<number>.jpg``.
 
-    They are drawn anew, not cut out of the scenes, so nothing of the validation images is in them.
+    They are drawn separately, not cut out of the scenes, so nothing of the validation images is in them.
 
     Args:
         root: Folder to write into; it is made where it is missing.
