@@ -35,8 +35,8 @@ class DenseBackbone(BaseModule, ABC):
         frozen_stages: -1 trains everything, 0 freezes the stem, k freezes the stem and the first k stages: their
             parameters get no gradient and their batch statistics stay.
         norm_eval: Keep every batch norm of the network (not of the outputs) in eval mode while training.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file, a URL or a record's name
-            (:data:`backbones.weights.WEIGHTS`).
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file, a URL, ``hf-hub:OWNER/NAME`` or the name of
+            published weights (:data:`backbones.weights.WEIGHTS`).
 
     Raises:
         ValueError: ``frozen_stages`` or ``out_norm`` is out of its range.
@@ -195,11 +195,6 @@ class DenseBackbone(BaseModule, ABC):
         """Fetch weights that this class knows under a name of its own; None if ``source`` is no such name."""
         return None
 
-    @staticmethod
-    def families() -> 'tuple[type[StagedBackbone], ...]':
-        """Every family with a table of archs that was imported."""
-        return tuple(StagedBackbone.__subclasses__())
-
     def _is_other_norm(self, name: str) -> bool:
         return name.startswith('out_norm') and not hasattr(self, name)
 
@@ -334,24 +329,28 @@ def no_such_parameter(backbone: DenseBackbone, param_name: str, prefix: str) -> 
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, ArchT]) -> ArchT:
-    """Look up a name in a family's table, or make a row from a dict with the same fields.
+    """Return the arch of this name, or make one from a dict with the same fields.
+
+    Args:
+        arch: A name, or the fields of an arch that has none.
+        archs: A family's archs by name.
 
     Raises:
         ValueError: An unknown name or field, a missing field, or lists of different lengths.
     """
-    row_type: Any = type(next(iter(archs.values())))
+    arch_type: Any = type(next(iter(archs.values())))
     if isinstance(arch, str):
         if arch not in archs:
             raise ValueError(f'Unknown arch {arch!r}; allowed are {", ".join(archs)}, or a dict.\nName one of these.')
         return archs[arch]
-    known = {f.name for f in fields(row_type)}
-    required = {f.name for f in fields(row_type) if f.default is MISSING}
+    known = {f.name for f in fields(arch_type)}
+    required = {f.name for f in fields(arch_type) if f.default is MISSING}
     if not required <= set(arch) <= known:
         raise ValueError(
             f'arch has the fields {sorted(arch)}; allowed are {sorted(known)}, needed are {sorted(required)}.\n'
             f'Give these fields or one of the names {", ".join(archs)}.'
         )
-    return row_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in arch.items()})
+    return arch_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in arch.items()})
 
 
 def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ class PublishedWeights:
         resolution: Side of the square crop that ``top1`` was measured at, in pixels.
         recipe: How they were trained.
         licence: SPDX name; ``NOASSERTION`` where the authors' repository has no licence.
-        mirrors: Other addresses to try, in this order, if ``url`` fails.
+        mirrors: Other addresses of the same file, to try in this order if ``url`` fails.
+        sha256: Hash of the file, checked after a download; None if its authors published none.
     """
 
     family: str
@@ -31,6 +32,7 @@ class PublishedWeights:
     recipe: str
     licence: str
     mirrors: tuple[str, ...] = ()
+    sha256: str | None = None
 
 
 def _inceptionnext(arch: str, num_params: int, top1: float, recipe: str, resolution: int = 224) -> PublishedWeights:

@@ -1,17 +1,19 @@
 """Reading checkpoint files without running anything that they contain."""
 
+import os
 import re
 import zipfile
-from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
-import safetensors
 import safetensors.torch
 import torch
-from mmengine.logging import HistoryBuffer
+
+from backbones.unpickling import read_pickle
+
+_ZIP_MAGIC = b'PK\x03\x04'
+_ZIP_END_MAGIC, _ZIP_END_SIZE = b'PK\x05\x06', 22  # without a comment
 
 
 class CheckpointError(ValueError):
@@ -19,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any:
-    """Read a ``.pth`` (``torch.save``) or ``.safetensors`` file.
+    """Read a ``.pth`` (``torch.save``) or ``.safetensors`` file. Several threads may read at the same time.
 
     Tensors, plain Python containers and numbers, and what MMEngine's own checkpoints hold besides are read. Anything
     else in a pickle is refused, whoever made it: a pickle can run any code.
@@ -35,86 +37,117 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
         CheckpointError: The file is missing, truncated, damaged, no checkpoint, or holds objects that are refused.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'Checkpoint {str(path)!r} does not exist.\nCheck the path, or give a URL.')
-    if path.suffix == '.safetensors':
-        return _load_safetensors(path, map_location)
-    _check_archive(path)
+    _check_place(path)
     try:
-        with _allowed_globals():
-            return torch.load(path, map_location=map_location, weights_only=True)
+        if _is_safetensors(path):
+            return safetensors.torch.load_file(path, device=str(map_location))
+        if _starts_with(path, _ZIP_MAGIC):
+            _check_archive(path)
+        return read_pickle(path, map_location)
+    except CheckpointError:
+        raise
     except UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # what reading arbitrary bytes raises has no list: AttributeError, struct.error, ...
         raise CheckpointError(_unreadable(path, error)) from error
 
 
-def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path, device=str(map_location))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+def one_line(text: object, most: int = 200) -> str:
+    """Return a text from a file or a library as part of one line: no line breaks or control characters, and not long.
+
+    Args:
+        text: Anything with a ``str``.
+        most: Characters that are kept.
+    """
+    line = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text)[: most + 1])
+    return line if len(line) <= most else f'{line[:most]}...'
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop; the error's class if there is no message."""
+    return one_line(str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__)
+
+
+def _check_place(path: Path) -> None:
+    # os.path answers also where a Path raises: no permission for a folder, a name that is too long.
+    if os.path.isdir(path):
+        raise CheckpointError(f'{str(path)!r} is a folder, not a checkpoint.\nName the file in it.')
+    if not os.path.exists(path):
+        raise CheckpointError(f'Checkpoint {str(path)!r} does not exist.\nCheck the path, or give a URL.')
+    if not os.path.isfile(path):
+        raise CheckpointError(f'{str(path)!r} is a device or a pipe, not a checkpoint.\nSave its content to a file.')
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open('rb') as file:
+        return file.read(len(magic)) == magic
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by the name, or by a JSON object behind eight bytes with its length (downloads may have any name)."""
+    if path.suffix.lower() == '.safetensors':
+        return True
+    with path.open('rb') as file:
+        start = file.read(9)
+    return start[8:] == b'{' and 8 + int.from_bytes(start[:8], 'little') <= path.stat().st_size
 
 
 def _check_archive(path: Path) -> None:
-    # torch.load ignores the checksums that torch.save wrote: a flipped byte would load silently.
-    if not zipfile.is_zipfile(path):
-        return  # the format before PyTorch 1.6, or no checkpoint at all: torch.load tells
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+    """Check what torch's own reader takes on trust: sizes and checksums. Reads each byte of the file once at most.
+
+    Raises:
+        CheckpointError: The archive is damaged, or torch.save did not write it.
+    """
+    with zipfile.ZipFile(path) as archive:
+        foreign = _what_torch_never_writes(path, archive.infolist())
+        if foreign:
+            raise CheckpointError(
+                f'Checkpoint {str(path)!r} {foreign}, which torch.save never writes; it was not read.\n'
+                'Get the file from its author again, or save it anew with torch.save.'
+            )
+        damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
-            f'Checkpoint {str(path)!r} is damaged: the checksum of its part {damaged!r} is wrong.\n'
+            f'Checkpoint {str(path)!r} is damaged: the checksum of its part {one_line(damaged)!r} is wrong.\n'
             'Download or copy the file again, or take an earlier one.'
         )
 
 
-def _allowed_globals() -> AbstractContextManager:
-    # Beside the state dict, MMEngine stores its log history: HistoryBuffer objects that hold numpy arrays and
-    # references to their own methods.
-    reconstruct: Any = np.empty(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
-    # Pickles written under numpy 1 name the module `numpy.core`, those under numpy 2 `numpy._core`.
-    renamed = [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
-    return torch.serialization.safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed, (_history_method, 'builtins.getattr')]
-    )
+def _what_torch_never_writes(path: Path, entries: list[zipfile.ZipInfo]) -> str:
+    # A few compressed megabytes can swell to gigabytes, and so can parts that share their bytes.
+    packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size]
+    if packed:
+        return f'has compressed parts ({one_line(packed[0])!r})'
+    size, declared = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if declared > size:
+        return f'has parts of {declared} bytes in a file of {size}'
+    if len({entry.filename.lower() for entry in entries}) < len(entries):
+        return 'has two parts of one name'
+    # Readers of zip files differ in what they make of the next two, so torch's might see parts that were not checked.
+    if min((entry.header_offset for entry in entries), default=0) > 0 or not _ends_with_directory(path):
+        return 'has bytes around its parts'
+    return ''
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    # Stands in for `getattr`, which on arbitrary objects would be a way to arbitrary code.
-    if isinstance(owner, HistoryBuffer) and name in {'mean', 'max', 'min', 'current', 'statistics'}:
-        return getattr(owner, name)
-    if owner is HistoryBuffer and name in {'mean', 'max', 'min', 'current'}:
-        return getattr(owner, name)
-    raise UnpicklingError(f'attribute {name!r} of {type(owner).__name__}')
+def _ends_with_directory(path: Path) -> bool:
+    with path.open('rb') as file:
+        file.seek(-_ZIP_END_SIZE, os.SEEK_END)
+        return file.read(4) == _ZIP_END_MAGIC
 
 
 def _refusal(path: Path, error: UnpicklingError) -> str:
     names = re.findall(r'GLOBAL (\S+)', str(error))
-    if zipfile.is_zipfile(path):
-        with _allowed_globals():
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if not names:
         return _unreadable(path, UnpicklingError('a pickle that holds more than weights, or none'))
     return (
-        f'Checkpoint {str(path)!r} wants to use {", ".join(names)}, which can run code; it was not read.\n'
+        f'Checkpoint {str(path)!r} wants to use {one_line(names[0])}, which can run code; it was not read.\n'
         'Get the weights as .safetensors or as a plain state dict (torch.save(model.state_dict(), FILE)).'
     )
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = str(error).strip().split('\n')[0].split('. ')[0] or type(error).__name__
-    size = path.stat().st_size
+    reason = first_line(error).split('. ')[0]
     return (
-        f'{str(path)!r} ({size} bytes) is no readable checkpoint: {reason}.\n'
+        f'{str(path)!r} ({path.stat().st_size} bytes) is no readable checkpoint: {reason}.\n'
         'It may be truncated or another kind of file; download or copy it again.'
     )

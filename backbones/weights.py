@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
+from typing import Any, Protocol
 
 import torch
-from mmengine.dist import barrier
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from backbones.records import WEIGHTS
-from backbones.serialization import CheckpointError, load_file
-
-if TYPE_CHECKING:
-    from backbones.base import DenseBackbone
-
+from backbones.download import cached_path, download, download_from_hub, locate
+from backbones.recognition import advise, part_of
+from backbones.records import WEIGHTS, PublishedWeights
+from backbones.serialization import CheckpointError, load_file, one_line
 
 # Where training scripts put the state dict, and what they put before its keys.
-_ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
+ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 _PREFIXES = ('module.', '_orig_mod.', 'backbone.', 'model.')
+
+
+class TakesWeights(Protocol):
+    """What :func:`load_pretrained` asks of a backbone; :class:`backbones.base.DenseBackbone` says what each is."""
+
+    @property
+    def input_layers(self) -> tuple[str, ...]: ...
+
+    def named_weights(self, source: str) -> Mapping[str, Tensor] | None: ...
+
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def leaves_out(self, name: str) -> bool: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class LoadReport:
         return f'loaded {len(self.loaded)} of {self.total} tensors from {self.source}{suffix}'
 
 
-def load_pretrained(backbone: DenseBackbone, source: str | Path, *, prefix: str | None = None) -> LoadReport:
+def load_pretrained(backbone: TakesWeights, source: str | Path, *, prefix: str | None = None) -> LoadReport:
     """Load weights into a backbone, all of them or none.
 
     The classifier and stages that the backbone was built without are left out; output norms that the checkpoint does
@@ -67,9 +79,10 @@ def load_pretrained(backbone: DenseBackbone, source: str | Path, *, prefix: str 
 
     Args:
         backbone: Changed in place, only after everything was checked.
-        source: A name in :data:`WEIGHTS`, a URL, or a ``.pth`` or ``.safetensors`` file: a flat state dict, or one
-            in an entry ``state_dict``, ``model``, ``state_dict_ema`` or ``model_ema``, its keys plain or behind
-            ``backbone.``, ``module.``, ``model.``; official or timm names.
+        source: A name in :data:`WEIGHTS`, a URL, ``hf-hub:OWNER/NAME`` (:func:`backbones.download.locate` has the
+            details), or a ``.pth`` or ``.safetensors`` file: a flat state dict, or one in an entry ``state_dict``,
+            ``model``, ``state_dict_ema`` or ``model_ema``, its keys plain or behind ``backbone.``, ``module.``,
+            ``model.``; official or timm names.
         prefix: Take only the keys behind this prefix, instead of finding it.
 
     Returns:
@@ -92,7 +105,7 @@ def load_pretrained(backbone: DenseBackbone, source: str | Path, *, prefix: str 
     if differences:
         raise CheckpointError(
             f'{source!r} does not fit {type(backbone).__name__}: {differences}; nothing was loaded.\n'
-            f'{_advice(type(backbone), published)}'
+            f'{advise(type(backbone), published)}'
         )
     new = tuple(name for name in own if name not in wanted)
     backbone.load_state_dict({**own, **wanted}, strict=True)
@@ -111,7 +124,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     return _state_dict(load_file(_fetch(str(source))), str(source))
 
 
-def _check_family(backbone: DenseBackbone, source: str) -> None:
+def _check_family(backbone: TakesWeights, source: str) -> None:
     record = WEIGHTS.get(source)
     families = {base.__name__ for base in type(backbone).__mro__}
     if record is not None and record.family not in families:
@@ -125,53 +138,56 @@ def _check_family(backbone: DenseBackbone, source: str) -> None:
 def _fetch(source: str) -> Path:
     record = WEIGHTS.get(source)
     if record is not None:
-        hub = f'or fetch {record.hub_id} from the Hugging Face hub' if record.hub_id else 'or check the address'
-        return _download((record.url, *record.mirrors), hub)
-    if urlparse(source).scheme in ('http', 'https', 'file'):
-        return _download((source,), 'or check the address')
-    if not Path(source).exists() and not Path(source).suffix:
+        return _fetch_published(record)
+    path = locate(source)
+    if not os.path.exists(path) and not path.suffix:  # a Path raises where the name is too long
         raise CheckpointError(
             f'{source!r} is neither a file nor the name of published weights ({", ".join(WEIGHTS)}).\n'
-            'Give a path, a URL, or one of these names.'
+            'Give a path, a URL, hf-hub:OWNER/NAME, or one of these names.'
         )
-    return Path(source)
+    return path
 
 
-def _download(urls: Sequence[str], alternative: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    paths = [folder / Path(urlparse(url).path).name for url in urls]
-    # One process of each machine downloads; the others wait for it.
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not any(path.exists() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
-        _download_one_of(urls, paths, alternative)
-    barrier()
-    return next((path for path in paths if path.exists()), paths[0])
-
-
-def _download_one_of(urls: Sequence[str], paths: Sequence[Path], alternative: str) -> None:
+def _fetch_published(record: PublishedWeights) -> Path:
+    urls = (record.url, *record.mirrors)
+    for path in map(cached_path, urls):
+        if path.is_file():
+            return path
     failures = []
-    for url, path in zip(urls, paths, strict=True):
+    for url in urls:
         try:
-            torch.hub.download_url_to_file(url, str(path))
-            return
-        except OSError as error:  # URLError and HTTPError are OSErrors, too
-            failures.append((url, error))
+            return download(url, sha256=record.sha256)
+        except CheckpointError as error:
+            failures.append(error)
+    if record.hub_id:
+        try:
+            return download_from_hub(record.hub_id)
+        except CheckpointError as error:
+            failures.append(error)
     raise CheckpointError(
-        f'{"; ".join(f"{url} could not be downloaded: {error}" for url, error in failures)}.\n'
-        f'Download it elsewhere to {paths[0]}, {alternative}, and give the file as checkpoint.'
-    ) from failures[0][1]
+        f'{"; ".join(str(failure).partition(chr(10))[0].rstrip(".") for failure in failures)}.\n'
+        f'Download one of these elsewhere and give the file as checkpoint, or put {record.url} at '
+        f'{cached_path(record.url)}.'
+    ) from failures[0]
 
 
 def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
-    entry = next((e for e in _ENTRIES if isinstance(content, Mapping) and isinstance(content.get(e), Mapping)), None)
+    entry = next((e for e in ENTRIES if isinstance(content, Mapping) and isinstance(content.get(e), Mapping)), None)
     state = content if entry is None else content[entry]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = sorted(map(str, content))[:8] if isinstance(content, Mapping) else type(content).__name__
+    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
+        found = sorted(map(one_line, content))[:8] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f'{source!r} holds no state dict; found {found}, looked for tensors or an entry {", ".join(_ENTRIES)}.\n'
+            f'{source!r} holds no state dict; found {found}, looked for tensors or an entry {", ".join(ENTRIES)}.\n'
             'Save one with torch.save(model.state_dict(), FILE).'
         )
     return dict(state)
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    # What else a file may hold (sparse, quantised, without data) cannot be copied into a parameter.
+    is_plain = isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
+    return is_plain and isinstance(name, str)
 
 
 def _strip_prefixes(state: dict[str, Tensor], source: str, prefix: str | None) -> dict[str, Tensor]:
@@ -190,13 +206,14 @@ def _strip_prefixes(state: dict[str, Tensor], source: str, prefix: str | None) -
     return state
 
 
-def _adapt_input(backbone: DenseBackbone, wanted: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _adapt_input(backbone: TakesWeights, wanted: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
     adapted = []
     for key in (f'{layer}.weight' for layer in backbone.input_layers):
         value, target = wanted.get(key), own.get(key)
         if value is None or target is None or value.ndim != 4 or target.ndim != 4:
             continue
-        if value.shape[1] == 3 != target.shape[1] and value.shape[0] == target.shape[0]:
+        # Only a kernel of the right size: a file of a few bytes can claim one that fills the memory.
+        if value.shape[1] == 3 != target.shape[1] and value[:, 0].shape == target[:, 0].shape:
             wanted[key] = adapt_input_conv(target.shape[1], value)
             adapted.append(key)
     return tuple(adapted)
@@ -217,44 +234,10 @@ def _differences(wanted: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
     )
 
 
-def _advice(family: type[DenseBackbone], published: Mapping[str, Tensor]) -> str:
-    own = _fitting_archs(family, published)
-    if own:
-        return f'It fits arch {" or ".join(map(repr, own))} as published.'
-    others = [f'{other.__name__} {arch}' for other in family.families() for arch in _fitting_archs(other, published)]
-    if others:
-        return f'It looks like {" or ".join(others)}: take that backbone, or another file.'
-    return 'Check that the file is of this network.'
-
-
-def _fitting_archs(family: Any, published: Mapping[str, Tensor]) -> list[str]:
-    if not family.ARCHS:
-        return []
-    ignored = ('out_norm', *family.CLASSIFIER_PREFIXES)
-    converted = family.convert_state_dict(published)
-    shapes = {key: value.shape for key, value in converted.items() if not key.startswith(ignored)}
-    parts = {_part(key) for key in shapes}  # a backbone without its last stages is recognised as well
-    return [
-        name
-        for name in family.ARCHS
-        if shapes == {key: shape for key, shape in _shapes(family, name).items() if _part(key) in parts}
-    ]
-
-
-@cache
-def _shapes(family: Any, arch: str) -> dict[str, torch.Size]:
-    with torch.device('meta'):
-        return {key: value.shape for key, value in family(arch).state_dict().items()}
-
-
-def _part(key: str) -> str:
-    return '.'.join(key.split('.')[: 2 if key.startswith(('stages.', 'body.')) else 1])
-
-
 def _grouped(names: Iterable[str]) -> str:
-    counts = Counter(_part(name) for name in names)
+    counts = Counter(part_of(name) for name in names)
     return _first([f'{group} ({count})' if count > 1 else group for group, count in counts.items()])
 
 
 def _first(names: list[str], most: int = 5) -> str:
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    return ', '.join(map(one_line, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -1,9 +1,6 @@
 """Can a checkpoint run code? Never. Are our own checkpoints still read? Always."""
 
-import functools
-import http.server
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner import checkpoint as mm_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from web import serve
 
 import dense  # noqa: F401
 from dense.compat import checkpoints, install
@@ -100,13 +98,8 @@ def malicious(tmp_path: Path, canary: Path) -> Path:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of a web server on this machine that serves ``tmp_path``."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield f'http://127.0.0.1:{running.server_port}'
-        running.shutdown()
-        thread.join()
+    with serve(tmp_path) as running:
+        yield running.url
 
 
 @pytest.fixture
@@ -217,25 +210,6 @@ def test_own_checkpoint_is_loaded_from_a_url_once(tmp_path: Path, server: str, m
     assert torch.equal(source.weight, target.weight)
     (tmp_path / 'line.pth').unlink()
     load_checkpoint(nn.Linear(2, 3), f'{server}/line.pth', strict=True)
-
-
-@pytest.mark.parametrize(('rank', 'order'), [(0, ['download', 'barrier']), (1, ['barrier', 'download'])])
-def test_rank_0_downloads_first(
-    rank: int, order: list[str], tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / 'line.pth')
-    steps: list[str] = []
-    download = torch.hub.download_url_to_file
-
-    def record_download(url: str, place: str, progress: bool) -> None:
-        steps.append('download')
-        download(url, place, progress=progress)
-
-    monkeypatch.setattr(checkpoints, 'get_dist_info', lambda: (rank, 2))
-    monkeypatch.setattr(checkpoints, 'barrier', lambda: steps.append('barrier'))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', record_download)
-    checkpoints.load_from_http(f'{server}/line.pth', model_dir=str(tmp_path / str(rank)), progress=False)
-    assert steps == order
 
 
 def test_a_url_that_fails_names_the_reason(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

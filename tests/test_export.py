@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 from backbones import ConvNeXt, FasterNet, InceptionNeXt
 from dense.errors import UserError
 from dense.export import BackboneGraph, ExportGraph, SegmentorGraph, export_model
-from dense.export.from_config import choose_graph, describe
+from dense.export.from_config import choose_graph, describe, export_config
 from dense.export.graphs import AdaptiveAvgPool
 from dense.export.write import METADATA
 
@@ -324,6 +324,22 @@ def test_wrong_arguments(arguments: dict, message: str, tmp_path: Path) -> None:
     arguments['path'] = tmp_path / arguments['path']
     with pytest.raises(UserError, match=message):
         export_model(FixedSize(), **arguments)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    cfg = Config.fromfile(BY_NAME[UPERNET])
+    init_default_scope(cfg.default_scope)
+    state = revert_sync_batchnorm(MODELS.build(cfg.model)).state_dict()
+    names = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    for name in names[:6]:
+        state[name].view(-1)[-1] = value
+    torch.save(dict(state_dict=state), tmp_path / 'diverged.pth')
+    with pytest.raises(UserError, match=r'NaN or infinite') as caught:
+        export_config(BY_NAME[UPERNET], tmp_path / 'diverged.pth', tmp_path / 'm.onnx')
+    assert names[0] in caught.value.cause and 'and 2 more' in caught.value.cause
+    assert len(str(caught.value).split('\n')) == 2
+    assert not (tmp_path / 'm.onnx').exists()
 
 
 def test_other_detectors_are_refused() -> None:

@@ -2,15 +2,20 @@
 
 import re
 from dataclasses import replace
+from email.message import Message
+from urllib.request import Request
+from urllib.response import addinfourl
 
 import pytest
 import timm
 import torch
 from published import ARCH, NUM_TENSORS, official_inceptionnext
 from torch import nn
+from web import serve
 
 import backbones
 from backbones import ConvNeXt, InceptionNeXt
+from backbones.download import cached_path
 from backbones.records import PublishedWeights
 from backbones.serialization import CheckpointError
 from backbones.weights import WEIGHTS, load_pretrained
@@ -26,30 +31,36 @@ def test_unknown_names_list_the_records():
         load_pretrained(InceptionNeXt(ARCH), 'inceptionnext_nano')
 
 
-def test_a_url_is_fetched(published, tmp_path, monkeypatch):
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A server of ``tmp_path``; downloads go to ``tmp_path / 'hub'``."""
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    with serve(tmp_path) as running:
+        yield running
+
+
+def test_a_url_is_fetched(published, tmp_path, web):
     torch.save(published, tmp_path / 'weights.pth')
-    report = load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'weights.pth').as_uri())
+    report = load_pretrained(InceptionNeXt(ARCH), f'{web.url}/weights.pth')
     assert len(report.loaded) == NUM_TENSORS
-    assert (tmp_path / 'hub' / 'checkpoints' / 'weights.pth').exists()
+    assert cached_path(f'{web.url}/weights.pth').read_bytes() == (tmp_path / 'weights.pth').read_bytes()
 
 
-def test_a_url_that_fails_says_where_to_put_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+def test_a_url_that_fails_says_where_to_put_the_file(published, web):
     with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
-        load_pretrained(InceptionNeXt(ARCH), (tmp_path / 'absent.pth').as_uri())
-    assert str(tmp_path / 'hub' / 'checkpoints' / 'absent.pth') in str(caught.value)
+        load_pretrained(InceptionNeXt(ARCH), f'{web.url}/absent.pth')
+    place = cached_path(f'{web.url}/absent.pth')
+    assert str(place) in str(caught.value)
+    torch.save(published, place)
+    assert len(load_pretrained(InceptionNeXt(ARCH), f'{web.url}/absent.pth').loaded) == NUM_TENSORS
 
 
 @pytest.fixture
-def fake_record(tmp_path, monkeypatch):
+def fake_record(web, monkeypatch):
     """A record of Atto with a mirror, both in ``tmp_path``; nothing is there yet."""
     record = replace(
-        WEIGHTS['inceptionnext_atto'],
-        url=(tmp_path / 'official.pth').as_uri(),
-        mirrors=((tmp_path / 'mirror.pth').as_uri(),),
+        WEIGHTS['inceptionnext_atto'], url=f'{web.url}/official.pth', mirrors=(f'{web.url}/mirror.pth',), hub_id=None
     )
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setitem(WEIGHTS, 'fake', record)
     return record
 
@@ -58,17 +69,17 @@ def test_a_mirror_is_tried_when_the_first_address_fails(fake_record, published, 
     torch.save(published, tmp_path / 'mirror.pth')
     model = InceptionNeXt(ARCH)
     assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS
-    assert [path.name for path in (tmp_path / 'hub' / 'checkpoints').iterdir()] == ['mirror.pth']
+    assert cached_path(fake_record.mirrors[0]).is_file() and not cached_path(fake_record.url).exists()
     (tmp_path / 'mirror.pth').unlink()
     assert len(load_pretrained(model, 'fake').loaded) == NUM_TENSORS  # from the cache, whichever address it came from
 
 
-def test_every_address_that_fails_is_named(fake_record, tmp_path):
+def test_every_address_that_fails_is_named(fake_record):
     with pytest.raises(CheckpointError, match='could not be downloaded') as caught:
         load_pretrained(InceptionNeXt(ARCH), 'fake')
     cause, remedy = str(caught.value).split('\n')
     assert fake_record.url in cause and fake_record.mirrors[0] in cause
-    assert str(tmp_path / 'hub' / 'checkpoints' / 'official.pth') in remedy
+    assert str(cached_path(fake_record.url)) in remedy
 
 
 @pytest.mark.parametrize('name', [name for name in WEIGHTS if name.startswith('fasternet')])
@@ -110,16 +121,18 @@ def test_records_are_true(name, tmp_path, monkeypatch):
     num_params, state = published_network(record)
     assert num_params == record.num_params
     assert record.resolution in (224, 384)
+    assert record.sha256 is None or re.fullmatch('[0-9a-f]{64}', record.sha256)
     assert record.top1 is None if name.endswith('_noema') else 70 < record.top1 < 90
     assert [licence for start, licence in LICENCES.items() if record.url.startswith(start)] == [record.licence]
     asked = []
 
-    def download(url: str, target: str) -> None:
-        asked.append(url)
-        torch.save(state, target)
+    def answer(request: Request, timeout: float) -> addinfourl:
+        asked.append(request.full_url)
+        torch.save(state, tmp_path / 'file')
+        return addinfourl((tmp_path / 'file').open('rb'), Message(), request.full_url)
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr('backbones.download.urlopen', answer)
     # The first stage tells whether the file is read; all stages are compared with timm's elsewhere.
     backbone = getattr(backbones, record.family)(
         record.arch, out_indices=(0,), init_cfg=dict(type='Pretrained', checkpoint=name)

@@ -1,23 +1,34 @@
-"""Whole published checkpoints, backbone and head, in an :class:`~dense.classify.ImageClassifier`."""
+"""Whole published checkpoints, backbone and head, in a classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from backbones.weights import WEIGHTS, read_weights
+from backbones.weights import ENTRIES, WEIGHTS, read_weights
 from dense.errors import UserError
 
-if TYPE_CHECKING:
-    from dense.classify.classifier import ImageClassifier
-
-# Where training scripts put the weights; plain keys otherwise.
-ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 MAX_NAMED = 4
 
 
-def own_state_dict(model: 'ImageClassifier', content: Mapping[str, Any]) -> dict[str, Tensor]:
+class Classifier(Protocol):
+    """What is asked of a classifier here.
+
+    Attributes:
+        backbone: A :class:`backbones.base.DenseBackbone`.
+        head: With ``convert_state_dict``, as the heads in :mod:`dense.classify.heads`.
+    """
+
+    backbone: Any
+    head: Any
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any: ...
+
+
+def own_state_dict(model: Classifier, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Give the weights in a checkpoint the names of a classifier's parameters; pure.
 
     Args:
@@ -36,7 +47,7 @@ def own_state_dict(model: 'ImageClassifier', content: Mapping[str, Any]) -> dict
     }
 
 
-def load_classifier(model: 'ImageClassifier', source: str | Path) -> str:
+def load_classifier(model: Classifier, source: str | Path) -> str:
     """Load a whole checkpoint, all of its tensors or none.
 
     Args:

@@ -15,16 +15,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, get_dist_info
 from mmengine.fileio import get_file_backend
 from mmengine.infer import BaseInferencer
 from mmengine.runner import checkpoint as mm_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from backbones.serialization import load_file
+from backbones.download import locate
+from backbones.serialization import CheckpointError, load_file
 from dense.errors import UserError
 
 from .rebind import rebind
@@ -38,6 +37,7 @@ def repair() -> None:
     for prefixes, loader in (
         ([''], load_from_local),
         (['http://', 'https://'], load_from_http),
+        (['hf-hub:', 'hf_hub:'], load_from_local),
         (CEPH_PREFIXES, load_from_ceph),
         (['open-mmlab://', 'openmmlab://'], load_from_openmmlab),
         (['pavi://'], load_from_pavi),
@@ -52,30 +52,24 @@ def repair() -> None:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a checkpoint file; ``file://`` is accepted.
+    """Read a checkpoint file.
 
     Args:
-        filename: ``.pth`` or ``.safetensors``; ``~`` is expanded.
+        filename: Path (``~`` is the home folder) or ``file://`` URL of a ``.pth`` or ``.safetensors`` file, or
+            ``hf-hub:OWNER/NAME``.
         map_location: As in ``torch.load``; None reads to the CPU.
 
     Raises:
         UserError: The file is missing, damaged, or wants to run code.
     """
-    path = os.path.expanduser(filename.removeprefix('file://'))
-    try:
-        return load_file(path, map_location='cpu' if map_location is None else map_location)
-    except UserError:
-        raise
-    except ValueError as error:
-        cause, _, remedy = str(error).partition('\n')
-        raise UserError(cause, remedy) from error
+    return _load(filename, map_location)
 
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True) -> Any:
     """Download a checkpoint once, then read it as a local file.
 
-    In distributed training rank 0 downloads and the others wait, then take the file (or, on another machine,
-    download it themselves).
+    In distributed training any number of processes may call this: those that ask for the same address at the same time
+    wait until one of them has it.
 
     Args:
         filename: ``http://`` or ``https://`` address.
@@ -86,14 +80,7 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
     Raises:
         UserError: The download failed, or the file is refused.
     """
-    rank, world_size = get_dist_info()
-    if rank == 0:
-        path = _download(filename, model_dir, progress)
-    if world_size > 1:
-        barrier()
-        if rank > 0:
-            path = _download(filename, model_dir, progress=False)
-    return load_from_local(path, map_location)
+    return _load(filename, map_location, model_dir, progress)
 
 
 def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> Any:
@@ -144,17 +131,13 @@ def load_from_pavi(filename: str, map_location: Any = None) -> Any:
     raise UserError(f'{filename}: pavi:// is not read here', 'download the file and give its path')
 
 
-def _download(url: str, model_dir: str | None, progress: bool) -> str:
-    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(urlparse(url).path).name
-    if not path.is_file():
-        try:
-            torch.hub.download_url_to_file(url, str(path), progress=progress)
-        except OSError as error:
-            remedy = f'check the address and the network, or put the file at {path}'
-            raise UserError(f'{url} could not be downloaded: {error}', remedy) from error
-    return str(path)
+def _load(source: str, map_location: Any, folder: str | None = None, progress: bool = True) -> Any:
+    try:
+        path = locate(source, folder=folder, progress=progress)
+        return load_file(path, map_location='cpu' if map_location is None else map_location)
+    except CheckpointError as error:
+        cause, _, remedy = str(error).partition('\n')
+        raise UserError(cause, remedy) from error
 
 
 def _strict_torch_load(file: Any, map_location: Any = None, weights_only: bool | None = True) -> Any:
