@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torchvision
 
-from dense.compat.ops import attention, deform, focal, nms, roi
+from dense.compat.ops import attention, deform, deform_kernels, focal, nms, roi
 from dense.compat.rebind import rebind
 
 
@@ -30,7 +30,7 @@ KERNELS: dict[str, Callable] = {
     'get_compiling_cuda_version': _compiling_cuda_version,
     **nms.KERNELS,
     **roi.KERNELS,
-    **deform.KERNELS,
+    **deform_kernels.KERNELS,
     **attention.KERNELS,
     **focal.KERNELS,
 }
