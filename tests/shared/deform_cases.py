@@ -58,10 +58,7 @@ def samples_of(
             yield Sample(
                 output=(n, o, i, j),
                 plane=(n, channel),
-                at=(
-                    i * stride[0] - padding[0] + a * dilation[0] + dy,
-                    j * stride[1] - padding[1] + b * dilation[1] + dx,
-                ),
+                at=(row, column),
                 weight=(o, c, a, b),
                 mask=(n, tap, i, j),
                 offset=((n, 2 * tap, i, j), (n, 2 * tap + 1, i, j)),
