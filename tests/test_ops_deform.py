@@ -203,10 +203,15 @@ def test_a_module_that_bound_the_name_early_is_served_too() -> None:
 
 
 def test_deform_conv_compiles_in_one_graph() -> None:
-    tensors, geometry = tensors_of('plain', 'v2_bias', 'small')
-    tensors = [tensor.detach().float() for tensor in tensors]
+    tensors, geometry = tensors_of('plain', 'v2_bias', 'whole')
     compiled = torch.compile(modulated_deform_conv2d, backend='aot_eager', fullgraph=True)
-    torch.testing.assert_close(compiled(*tensors, *geometry), modulated_deform_conv2d(*tensors, *geometry))
+    results = []
+    for function in (modulated_deform_conv2d, compiled):
+        leaves = [tensor.detach().float().requires_grad_() for tensor in tensors]
+        result = function(*leaves, *geometry)
+        result.sin().sum().backward()
+        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*results)
 
 
 WRONG = [
