@@ -1,11 +1,19 @@
 """Does deformable convolution, called as models call it, do what its definition says?"""
 
-import itertools
 import sys
 
 import numpy as np
 import pytest
 import torch
+from deform_cases import (
+    GEOMETRIES,
+    OFFSETS,
+    VERSIONS,
+    arrays_of,
+    deform_conv_by_definition,
+    gradients_by_definition,
+    tensors_of,
+)
 from torch import Tensor
 
 from dense.compat import extension
@@ -29,82 +37,7 @@ DEVICES = [
 ]
 
 
-def bilinear(plane: np.ndarray, y: float, x: float) -> float:
-    """Interpolate a plane (H, W) that continues with zeros."""
-    top, left = int(np.floor(y)), int(np.floor(x))
-    value = 0.0
-    for row, column in itertools.product((top, top + 1), (left, left + 1)):
-        if 0 <= row < plane.shape[0] and 0 <= column < plane.shape[1]:
-            value += plane[row, column] * (1 - abs(y - row)) * (1 - abs(x - column))
-    return value
-
-
-def deform_conv_by_definition(
-    x: np.ndarray,
-    offset: np.ndarray,
-    mask: np.ndarray | None,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    groups: int,
-    deform_groups: int,
-) -> np.ndarray:
-    """Sum over kernel elements and channels, one output pixel at a time."""
-    num_out, per_group, kernel_h, kernel_w = weight.shape
-    height, width = offset.shape[2:]
-    result = np.zeros((len(x), num_out, height, width))
-    points = offset.reshape(len(x), deform_groups, kernel_h, kernel_w, 2, height, width)
-    weights = None if mask is None else mask.reshape(len(x), deform_groups, kernel_h, kernel_w, height, width)
-    for n, o, i, j in np.ndindex(*result.shape):
-        for c, a, b in np.ndindex(per_group, kernel_h, kernel_w):
-            channel = o // (num_out // groups) * per_group + c
-            group = channel // (x.shape[1] // deform_groups)
-            dy, dx = points[n, group, a, b, :, i, j]
-            row = i * stride[0] - padding[0] + a * dilation[0] + dy
-            column = j * stride[1] - padding[1] + b * dilation[1] + dx
-            sample = bilinear(x[n, channel], row, column) * weight[o, c, a, b]
-            result[n, o, i, j] += sample if weights is None else sample * weights[n, group, a, b, i, j]
-        if bias is not None:
-            result[n, o, i, j] += bias[o]
-    return result
-
-
-# Name: images, input and output channels, kernel, input size, stride, padding, dilation, groups, deform_groups.
-GEOMETRIES = {
-    'plain': (2, 2, 3, (3, 3), (5, 6), (1, 1), (1, 1), (1, 1), 1, 1),
-    'strided': (1, 2, 2, (3, 3), (7, 6), (2, 1), (1, 2), (1, 1), 1, 1),
-    'dilated': (1, 2, 2, (3, 3), (6, 7), (1, 1), (2, 2), (2, 2), 1, 1),
-    'grouped': (1, 4, 4, (3, 3), (5, 5), (1, 1), (1, 1), (1, 1), 2, 1),
-    'deform_groups': (1, 4, 2, (3, 3), (4, 5), (1, 1), (1, 1), (1, 1), 1, 2),
-    'all_groups': (2, 4, 4, (2, 3), (5, 4), (2, 2), (1, 1), (1, 2), 2, 2),
-    'pointwise': (1, 3, 2, (1, 1), (3, 4), (1, 1), (0, 0), (1, 1), 1, 1),
-    'depthwise': (1, 3, 3, (3, 3), (4, 4), (1, 1), (1, 1), (1, 1), 3, 3),
-}
-VERSIONS = ('v1', 'v2', 'v2_bias')
-OFFSETS = {'zero': 0.0, 'small': 0.7, 'far': 20.0}
 CASES = [(name, version, offset) for name in GEOMETRIES for version in VERSIONS for offset in OFFSETS]
-
-
-def tensors_of(name: str, version: str, offset: str, device: str = 'cpu') -> tuple[list[Tensor], tuple]:
-    """Return input, offset and weight, or input, offset, mask, weight (and bias), in float64, and the geometry."""
-    rng = torch.Generator().manual_seed(0)
-    num, channels, num_out, kernel, size, stride, padding, dilation, groups, deform_groups = GEOMETRIES[name]
-    out = [(size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
-    points = deform_groups * kernel[0] * kernel[1]
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=rng, dtype=torch.float64)
-
-    tensors = [draw(num, channels, *size), draw(num, 2 * points, *out) * OFFSETS[offset]]
-    if version != 'v1':
-        tensors.append(draw(num, points, *out).sigmoid())
-    tensors.append(draw(num_out, channels // groups, *kernel))
-    if version == 'v2_bias':
-        tensors.append(draw(num_out))
-    tensors = [tensor.to(device).requires_grad_() for tensor in tensors]
-    return tensors, (stride, padding, dilation, groups, deform_groups)
 
 
 def call(version: str, tensors: list[Tensor], geometry: tuple, through_kernels: bool = False) -> Tensor:
@@ -119,13 +52,20 @@ def call(version: str, tensors: list[Tensor], geometry: tuple, through_kernels: 
 @pytest.mark.parametrize(('name', 'version', 'offset'), CASES)
 def test_deform_conv_matches_the_definition(name: str, version: str, offset: str, device: str) -> None:
     tensors, geometry = tensors_of(name, version, offset, device)
-    arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
-    if version == 'v1':
-        arrays.insert(2, None)
-    if version != 'v2_bias':
-        arrays.append(None)
-    expected = deform_conv_by_definition(*arrays, *geometry)
+    expected = deform_conv_by_definition(*arrays_of(version, tensors), *geometry)
     np.testing.assert_allclose(call(version, tensors, geometry).detach().cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(('name', 'version', 'offset'), CASES)
+def test_gradients_are_those_of_mmcv(name: str, version: str, offset: str, device: str) -> None:
+    tensors, geometry = tensors_of(name, version, offset, device)
+    result = call(version, tensors, geometry)
+    weights = torch.arange(result.numel(), dtype=result.dtype, device=device).view_as(result).sin()
+    result.backward(weights)
+    expected = gradients_by_definition(*arrays_of(version, tensors), weights.cpu().numpy(), *geometry)
+    for tensor, gradient in zip(tensors, expected, strict=True):
+        np.testing.assert_allclose(tensor.grad.cpu(), gradient, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('name', ['plain', 'strided', 'all_groups'])
@@ -171,10 +111,7 @@ def test_fixed_order_equals_the_kernel(name: str, version: str, offset: str, mon
         tensors, geometry = tensors_of(name, version, offset)
         result = call(version, tensors, geometry)
         (result * torch.arange(result.numel()).view_as(result)).sum().backward()
-        gradients = [tensor.grad for tensor in tensors]
-        if offset == 'zero':
-            gradients[1] = None  # at whole pixels the two sides have different slopes; either is one
-        results.append([result.detach(), *(gradient for gradient in gradients if gradient is not None)])
+        results.append([result.detach(), *(tensor.grad for tensor in tensors)])
     torch.testing.assert_close(*results)
 
 
@@ -206,9 +143,55 @@ def test_layers_under_autocast(layer: type, dtype: torch.dtype) -> None:
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
-def test_a_batch_need_not_be_a_multiple_of_the_step() -> None:
+def test_a_batch_must_be_a_multiple_of_the_step() -> None:
     module = DeformConv2dPack(2, 2, 3, padding=1, im2col_step=2)
-    assert module(torch.zeros(3, 2, 5, 5)).shape == (3, 2, 5, 5)
+    for num in (0, 1, 2, 4):
+        assert module(torch.zeros(num, 2, 5, 5)).shape == (num, 2, 5, 5)
+    with pytest.raises(AssertionError, match='3 images, im2col_step 2: batch size must be divisible by im2col_step\n'):
+        module(torch.zeros(3, 2, 5, 5))
+
+
+def first_numbers(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """Read each image's memory from its start, as a kernel does that knows the output's size alone."""
+    channels = tensor.shape[1]
+    return torch.stack([image.reshape(-1)[: channels * size[0] * size[1]].view(channels, *size) for image in tensor])
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_a_larger_offset_map_is_read_as_flat_memory(name: str) -> None:
+    tensors, geometry = tensors_of(name, 'v2_bias', 'small')
+    size = tuple(tensors[1].shape[2:])
+    rng = torch.Generator().manual_seed(1)
+    results = []
+    large = [torch.randn(*t.shape[:2], size[0] + 2, size[1] + 3, generator=rng).double() for t in tensors[1:3]]
+    for read in (lambda tensor, size: tensor, first_numbers):
+        leaves = [leaf.detach().requires_grad_() for leaf in (tensors[0], *large, *tensors[3:])]
+        offset, mask = (read(leaf, size) for leaf in leaves[1:3])
+        result = modulated_deform_conv2d(leaves[0], offset, mask, *leaves[3:], *geometry)
+        (result * torch.arange(result.numel()).view_as(result)).sum().backward()
+        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*results)
+    assert results[0][2].count_nonzero() < results[0][2].numel()  # what is not read has no gradient
+
+
+def test_a_smaller_offset_map_is_refused() -> None:
+    x, offset, mask, weight = tensors_of('plain', 'v2', 'small')[0]
+    with pytest.raises(ValueError, match=r'^offset is 4 x 6 pixels, but the output is 5 x 6\n'):
+        modulated_deform_conv2d(x, offset[:, :, 1:], mask, weight, padding=1)
+    with pytest.raises(ValueError, match=r'^mask is 4 x 6 pixels, but the output is 5 x 6\n'):
+        modulated_deform_conv2d(x, offset, mask[:, :, 1:], weight, padding=1)
+
+
+def test_the_first_version_refuses_an_offset_map_of_another_size() -> None:
+    x, offset, weight = tensors_of('plain', 'v1', 'small')[0]
+    with pytest.raises(ValueError, match=r'^offset is 5 x 6 pixels, but the output is 3 x 4\n'):
+        deform_conv2d(x, offset, weight)
+
+
+def test_an_input_smaller_than_the_kernel_is_named() -> None:
+    x, offset, weight = tensors_of('plain', 'v1', 'small')[0]
+    with pytest.raises(ValueError, match=r'^convolution input is too small: 5 x 6 pixels'):
+        deform_conv2d(x, offset, weight, dilation=3)
 
 
 def test_a_module_that_bound_the_name_early_is_served_too() -> None:
@@ -220,10 +203,15 @@ def test_a_module_that_bound_the_name_early_is_served_too() -> None:
 
 
 def test_deform_conv_compiles_in_one_graph() -> None:
-    tensors, geometry = tensors_of('plain', 'v2_bias', 'small')
-    tensors = [tensor.detach().float() for tensor in tensors]
+    tensors, geometry = tensors_of('plain', 'v2_bias', 'whole')
     compiled = torch.compile(modulated_deform_conv2d, backend='aot_eager', fullgraph=True)
-    torch.testing.assert_close(compiled(*tensors, *geometry), modulated_deform_conv2d(*tensors, *geometry))
+    results = []
+    for function in (modulated_deform_conv2d, compiled):
+        leaves = [tensor.detach().float().requires_grad_() for tensor in tensors]
+        result = function(*leaves, *geometry)
+        result.sin().sum().backward()
+        results.append([result.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*results)
 
 
 WRONG = [
@@ -249,4 +237,4 @@ def test_bias_of_the_first_version_is_refused() -> None:
 
 
 def test_how_many_cases_there_are() -> None:
-    assert (len(CASES), len(KERNEL_CASES), len(GRADCHECK_CASES), len(WRONG)) == (72, 24, 4, 5)
+    assert (len(CASES), len(KERNEL_CASES), len(GRADCHECK_CASES), len(WRONG)) == (96, 24, 4, 5)

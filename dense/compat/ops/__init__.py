@@ -13,7 +13,19 @@ from typing import Any
 import torch
 import torchvision
 
-from dense.compat.ops import attention, deform, focal, nms, roi
+from dense.compat.ops import (
+    attention,
+    carafe,
+    deform,
+    deform_kernels,
+    deform_roi,
+    focal,
+    masked_conv,
+    nms,
+    psa_mask,
+    roi,
+    sync_bn,
+)
 from dense.compat.rebind import rebind
 
 
@@ -30,9 +42,14 @@ KERNELS: dict[str, Callable] = {
     'get_compiling_cuda_version': _compiling_cuda_version,
     **nms.KERNELS,
     **roi.KERNELS,
-    **deform.KERNELS,
+    **deform_kernels.KERNELS,
     **attention.KERNELS,
     **focal.KERNELS,
+    **carafe.KERNELS,
+    **psa_mask.KERNELS,
+    **masked_conv.KERNELS,
+    **deform_roi.KERNELS,
+    **sync_bn.KERNELS,
 }
 
 SERVED = {
@@ -46,9 +63,14 @@ SERVED = {
     'RoIPool': 'PyTorch',
     'DeformConv2d': 'torchvision.ops.deform_conv2d',
     'ModulatedDeformConv2d': 'torchvision.ops.deform_conv2d',
+    'DeformRoIPool': 'PyTorch',
     'MultiScaleDeformableAttention': 'PyTorch',
     'sigmoid_focal_loss': 'PyTorch',
     'softmax_focal_loss': 'PyTorch',
+    'carafe': 'PyTorch',
+    'PSAMask': 'PyTorch',
+    'MaskedConv2d': 'PyTorch',
+    'SyncBatchNorm': 'PyTorch',
 }
 
 # Module of mmcv.ops, name in it, and what takes its place.
@@ -57,9 +79,12 @@ FUNCTIONS: tuple[tuple[str, str, Callable], ...] = (
     ('roi_pool', 'roi_pool', roi.roi_pool),
     ('deform_conv', 'deform_conv2d', deform.deform_conv2d),
     ('modulated_deform_conv', 'modulated_deform_conv2d', deform.modulated_deform_conv2d),
+    ('deform_roi_pool', 'deform_roi_pool', deform_roi.deform_roi_pool),
     ('multi_scale_deform_attn', 'multi_scale_deformable_attn_pytorch', attention.multi_scale_deformable_attention),
     ('focal_loss', 'sigmoid_focal_loss', focal.sigmoid_focal_loss),
     ('focal_loss', 'softmax_focal_loss', focal.softmax_focal_loss),
+    ('carafe', 'carafe', carafe.carafe),
+    ('carafe', 'carafe_naive', carafe.carafe),
 )
 
 # Where mmcv's own wrapper calls an autograd function by its class: module, class, and what takes ``apply``'s place.
