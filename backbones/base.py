@@ -334,24 +334,24 @@ def no_such_parameter(backbone: DenseBackbone, param_name: str, prefix: str) -> 
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, ArchT]) -> ArchT:
-    """Look up a name in a family's table, or make a row from a dict with the same fields.
+    """Look up a name in a family's table, or make an arch from a dict with the same fields.
 
     Raises:
         ValueError: An unknown name or field, a missing field, or lists of different lengths.
     """
-    row_type: Any = type(next(iter(archs.values())))
+    arch_type: Any = type(next(iter(archs.values())))
     if isinstance(arch, str):
         if arch not in archs:
             raise ValueError(f'Unknown arch {arch!r}; allowed are {", ".join(archs)}, or a dict.\nName one of these.')
         return archs[arch]
-    known = {f.name for f in fields(row_type)}
-    required = {f.name for f in fields(row_type) if f.default is MISSING}
+    known = {f.name for f in fields(arch_type)}
+    required = {f.name for f in fields(arch_type) if f.default is MISSING}
     if not required <= set(arch) <= known:
         raise ValueError(
             f'arch has the fields {sorted(arch)}; allowed are {sorted(known)}, needed are {sorted(required)}.\n'
             f'Give these fields or one of the names {", ".join(archs)}.'
         )
-    return row_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in arch.items()})
+    return arch_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in arch.items()})
 
 
 def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:

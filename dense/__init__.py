@@ -9,14 +9,13 @@ from dense import compat
 compat.install()
 
 # Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
-from dense import checkpoint, hooks, inference, layer_decay, optim, progress, runner, starving  # noqa: E402
+from dense import checkpoint, hooks, layer_decay, optim, progress, runner, starving  # noqa: E402
 from dense.data import loading, seeded  # noqa: E402
 
 __all__ = [
     'checkpoint',
     'compat',
     'hooks',
-    'inference',
     'layer_decay',
     'loading',
     'optim',

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from backbones import FasterNet, InceptionNeXt, winograd
-from backbones.winograd import WinogradConv2d
+from backbones.fast.winograd import WinogradConv2d
 from dense import tuning
 from dense.errors import UserError
 from dense.launch import load_config, train

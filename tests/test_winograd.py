@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import winograd
+from backbones.fast import winograd
+from backbones.fast.winograd import WinogradConv2d, use_winograd
 from backbones.fuse import fuse
-from backbones.winograd import WinogradConv2d, use_winograd
 
 # Images, input and output channels, height, width.
 SHAPES = [
@@ -22,6 +22,11 @@ SHAPES = [
     (7, 300, 256, 16, 24),
     (3, 256, 256, 47, 61),
 ]
+
+
+@pytest.fixture(autouse=True)
+def same_limits_on_every_processor(monkeypatch):
+    monkeypatch.setattr(winograd, '_limits', lambda: winograd._LIMITS['AVX512'])
 
 
 @pytest.fixture(params=['at once', 'in bands'])
@@ -159,7 +164,7 @@ NOT_SUITED = {
     'transposed': nn.ConvTranspose2d(256, 256, 3, padding=1),
     'hook': hooked(nn.Conv2d(256, 256, 3, padding=1)),
     'parametrized': parametrizations.weight_norm(nn.Conv2d(256, 256, 3, padding=1)),
-    'derived class': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
+    'subclass': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
 }
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backbones import ConvNeXt, FasterNet, InceptionNeXt, lean
-from backbones.lean import lean_mlp
+from backbones import ConvNeXt, FasterNet, InceptionNeXt
+from backbones.fast import lean_mlp as lean
+from backbones.fast.lean_mlp import lean_mlp
 
 LAYERS = {'linear': lambda i, o: nn.Linear(i, o), 'convolution': lambda i, o: nn.Conv2d(i, o, 1)}
 FORMATS = {'first': torch.contiguous_format, 'last': torch.channels_last}
