@@ -80,6 +80,7 @@ def detector() -> dict[str, Any]:
         'model.roi_head.mask_head.conv_out_channels': 16,
         'model.train_cfg.rpn_proposal.max_per_img': 20,
         'model.test_cfg.rpn.max_per_img': 20,
+        'train_dataloader.dataset.pipeline.2.scale': (96, 96),
         'model.test_cfg.rcnn.score_thr': 0.0,  # little is learned: whatever is found is compared
         'model.test_cfg.rcnn.max_per_img': 10,
     }
