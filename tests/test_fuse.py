@@ -178,6 +178,82 @@ def test_products_with_activation_and_sum(act, has_bias):
     torch.testing.assert_close(layer.linear_plus(rows, other - other), F.linear(rows, 2 * weight, layer.bias))
 
 
+@smallest_arch
+@pytest.mark.parametrize('scale', [0.5, None], ids=['layer scale', 'no layer scale'])
+def test_mixed_precision_is_that_of_the_model(family, arch, scale):
+    """Same types, and about as far from full precision as the model itself."""
+    model = random_backbone(family, arch, layer_scale_init_value=scale)
+    fused, x = fuse(model), images(2, 3, 64, 96)
+    with torch.no_grad():
+        exact = model.double()(x.double())
+        model.float()
+        with torch.autocast('cpu', torch.bfloat16):
+            plain, got = model(x), fused(x)
+    assert [out.dtype for out in got] == [out.dtype for out in plain]
+    for a, b, reference in zip(got, plain, exact, strict=True):
+        assert relative_error(a.double(), reference) < 1.5 * relative_error(b.double(), reference)
+
+
+@pytest.mark.parametrize('min_product', [0, float('inf')], ids=['oneDNN', 'usual'])
+@pytest.mark.parametrize('size', [(1, 3, 32, 32), (2, 3, 200, 320)], ids=str)
+@smallest_arch
+def test_gradients_are_refused(family, arch, size, min_product, monkeypatch):
+    monkeypatch.setattr(fused_block, '_min_product', lambda: min_product)
+    fused, x = fuse(random_backbone(family, arch)), images(*size)
+    fused(x)  # nothing asks for a gradient
+    with pytest.raises(ValueError, match='its input requires a gradient') as caught:
+        fused(x.requires_grad_())
+    assert len(str(caught.value).split('\n')) == 2 and 'torch.no_grad()' in str(caught.value)
+    with torch.no_grad():
+        fused(x)
+    with torch.inference_mode():
+        fused(x)
+    for parameter in fused.parameters():
+        parameter.requires_grad_()
+        with pytest.raises(ValueError, match='a parameter requires a gradient'):
+            fused(x.detach())
+        parameter.requires_grad_(False)
+    fused(x.detach())
+
+
+@pytest.mark.parametrize('size', [(1, 256, 8, 8), (1, 256, 64, 64)], ids=str)
+def test_parts_of_a_fused_model_refuse_gradients(size):
+    fused = fuse(nn.ModuleDict({'head': nn.Sequential(nn.Conv2d(256, 256, 3, padding=1))}).eval())
+    x = images(*size)
+    fused['head'](x)
+    with pytest.raises(ValueError, match='its input requires a gradient'):
+        fused['head'](x.requires_grad_())
+    fused['head'].requires_grad_()
+    with pytest.raises(ValueError, match='a parameter requires a gradient'):
+        fused['head'](x.detach())
+
+
+def test_a_part_that_stays_refuses_gradients_as_well():
+    """Its block norm makes FasterNet's blocks stay as they are."""
+    fused = fuse(random_backbone(FasterNet, 't0', norm_cfg=dict(type='GN', num_groups=2)))
+    with pytest.raises(ValueError, match='its input requires a gradient'):
+        fused(images(1, 3, 32, 32).requires_grad_())
+
+
+@pytest.mark.parametrize(('capability', 'faster'), [('AVX512', True), ('AVX2', False), ('DEFAULT', False)])
+def test_products_ask_the_processor(capability, faster, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    layer = FusedLinear(torch.zeros(256, 256), None)
+    assert layer.is_faster(torch.zeros(512, 256)) == (faster and torch.backends.mkldnn.is_available())
+    assert not layer.is_faster(torch.zeros(511, 256))
+
+
+def test_further_rewritings_see_a_copy():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+
+    def rewrite(module):
+        module[0] = nn.utils.fusion.fuse_conv_bn_eval(module[0], module[1])
+        module[1] = nn.Identity()
+
+    fused = fuse(model, rewrites=(rewrite,))
+    assert isinstance(fused[1], nn.Identity) and isinstance(model[1], nn.BatchNorm2d)
+
+
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match='training mode') as caught:
         fuse(InceptionNeXt('atto'))

@@ -7,10 +7,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_sets import reduce
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from backbones.fast import winograd
 from backbones.fast.fused_block import FusedBlock
 from backbones.fast.winograd import WinogradConv2d
+from backbones.fuse import fuse
 from dense.export.fuse_mmcv import fuse_model
 
 MODELS_TO_FUSE = [
@@ -64,6 +66,34 @@ def test_raw_outputs_agree(name):
     assert len(features) == len(expected_features) >= 4
     for got, expected in zip(features, expected_features, strict=True):
         assert ((got - expected).norm() / expected.norm()).item() < 1e-4
+
+
+def test_importing_dense_changes_nothing():
+    """`fuse` rewrites what it knows, whatever was imported; whole models are rewritten by `fuse_model`."""
+    model = build(MODELS_TO_FUSE[1])
+    in_heads = [name for name, m in model.decode_head.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [name for name, m in fuse(model).decode_head.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert kept == in_heads and kept
+
+
+def hooked(module):
+    module.conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def parametrized(module):
+    parametrizations.weight_norm(module.conv)
+
+
+@pytest.mark.parametrize('change', [hooked, parametrized])
+def test_changed_convolutions_of_heads_stay(change):
+    from mmcv.cnn import ConvModule
+
+    model = nn.Sequential(ConvModule(4, 8, 3, norm_cfg=dict(type='BN'))).eval()
+    change(model[0])
+    model.eval()
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_model(model)(x), model(x))
 
 
 def test_number_of_models():

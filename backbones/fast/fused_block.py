@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from backbones.fast.gradients import refuse_gradients
 from backbones.fast.plain_layers import is_plain
+from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 
 # Hidden values that are held at a time. Below the 32 MiB from which the C library maps and unmaps every block of
@@ -140,7 +141,7 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``, in channels-last memory format."""
         refuse_gradients(self, (x,))
-        if is_recorded() or torch.is_autocast_enabled(x.device.type) or not self._is_plain():
+        if is_recorded() or autocast_dtype(x) is not None or not self._is_plain():
             return self._forward_whole(x)
         x = x.contiguous(memory_format=torch.channels_last)
         rows, mixed = _rows(x), _rows(self.mixer(x))

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from backbones.fast.plain_layers import is_plain, is_plain_mlp
+from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 
 # Channels up to which the values before the activation are computed again. InceptionNeXt-T's block of 96 channels took
@@ -69,8 +70,8 @@ def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None)
     """
     tensors = [x, fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, gamma]
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        low = torch.get_autocast_dtype(x.device.type)
+    low = autocast_dtype(x)
+    if low is not None:
         dtype = low if gamma is None else torch.promote_types(low, gamma.dtype)
         tensors = [None if tensor is None else tensor.to(low) for tensor in tensors]
     if is_recorded() or x.numel() == 0 or x.is_meta:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from backbones.fast.gradients import refuse_gradients
 from backbones.fast.plain_layers import is_plain
+from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 from backbones.fast.weight_cache import WeightCache
 
@@ -116,7 +117,7 @@ class WinogradConv2d(nn.Conv2d):
             type(x) in (Tensor, nn.Parameter)  # others, such as fake tensors, may hold no values
             and x.device.type == self.weight.device.type == 'cpu'
             and x.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled('cpu')
+            and autocast_dtype(x) is None
             and tiles >= limits.tiles
             and tiles * self.in_channels * self.out_channels >= limits.products
             and len(x) * x.shape[2] * x.shape[3] >= limits.outputs * tiles
