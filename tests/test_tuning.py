@@ -10,7 +10,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from backbones import FasterNet, InceptionNeXt, winograd
+from backbones import FasterNet, InceptionNeXt
+from backbones.fast import winograd
 from backbones.fast.winograd import WinogradConv2d
 from dense import tuning
 from dense.errors import UserError
