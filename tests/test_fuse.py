@@ -179,6 +179,16 @@ def test_products_with_activation_and_sum(act, has_bias):
 
 
 @smallest_arch
+@pytest.mark.parametrize(('device', 'number'), [('cpu', 0), ('meta', 2)], ids=['no image', 'no values'])
+def test_no_image_and_no_values(family, arch, device, number):
+    model = random_backbone(family, arch)
+    x = torch.zeros(number, 3, 64, 96)
+    with torch.no_grad():
+        expected = [out.shape for out in model(x)]
+        assert [out.shape for out in fuse(model.to(device))(x.to(device))] == expected
+
+
+@smallest_arch
 @pytest.mark.parametrize('scale', [0.5, None], ids=['layer scale', 'no layer scale'])
 def test_mixed_precision_is_that_of_the_model(family, arch, scale):
     """Same types, and about as far from full precision as the model itself."""
