@@ -22,8 +22,9 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
+from backbones.fast.lean_mlp import can_be_lean
+from backbones.fast.lean_mlp import lean_mlp as compute_lean_mlp
 from backbones.layers import Stage, build_norm, init_layer
-from backbones.lean import lean_mlp as compute_lean_mlp
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class ConvNeXtBlock(nn.Module):
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
 
     Attributes:
-        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it.
+        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it. An MLP that was
+            changed (other layers or activation, adapters, hooks) is computed layer by layer.
     """
 
     gamma: nn.Parameter | None
@@ -116,7 +118,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
         branch = self.norm(self.conv_dw(x))
-        if self.lean_mlp:
+        if self.lean_mlp and can_be_lean(self.mlp, Mlp):
             branch = compute_lean_mlp(branch, fc1=self.mlp.fc1, fc2=self.mlp.fc2, gamma=self.gamma)
         else:
             branch = self.mlp(branch.permute(0, 2, 3, 1))  # (N, H, W, C)
@@ -175,17 +177,18 @@ class ConvNeXt(StagedBackbone):
         lean_mlp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        row = resolve_arch(arch, self.ARCHS)
-        indices = check_out_indices(out_indices, len(row.dims))
-        rates = drop_path_rates(drop_path_rate, row.depths)
+        spec = resolve_arch(arch, self.ARCHS)
+        indices = check_out_indices(out_indices, len(spec.dims))
+        rates = drop_path_rates(drop_path_rate, spec.depths)
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
         super().__init__(
             stem=nn.Sequential(
-                nn.Conv2d(in_channels, row.dims[0], kernel_size=4, stride=4), build_norm(norm_cfg, row.dims[0])
+                nn.Conv2d(in_channels, spec.dims[0], kernel_size=4, stride=4),
+                build_norm(norm_cfg, spec.dims[0]),
             ),
-            stages=[_build_stage(row, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
-            dims=row.dims,
-            strides=[4 * 2**i for i in range(len(row.dims))],
+            stages=[_build_stage(spec, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
+            dims=spec.dims,
+            strides=[4 * 2**i for i in range(len(spec.dims))],
             out_indices=indices,
             out_norm=out_norm,
             frozen_stages=frozen_stages,
@@ -232,20 +235,20 @@ _RENAMES = (
 
 
 def _build_stage(
-    row: ConvNeXtArch,
+    arch: ConvNeXtArch,
     index: int,
     drop_paths: Sequence[float],
     norm_cfg: Mapping[str, Any],
     layer_scale_init_value: float | None,
 ) -> Stage:
-    dim = row.dims[index]
+    dim = arch.dims[index]
     downsample: nn.Module = nn.Identity()
     if index > 0:
-        previous = row.dims[index - 1]
+        previous = arch.dims[index - 1]
         downsample = nn.Sequential(build_norm(norm_cfg, previous), nn.Conv2d(previous, dim, kernel_size=2, stride=2))
     blocks = [
         ConvNeXtBlock(
-            conv_dw=_build_conv_dw(dim, row.kernel, row.conv_ratio),
+            conv_dw=_build_conv_dw(dim, arch.kernel, arch.conv_ratio),
             norm=build_norm(norm_cfg, dim),
             dim=dim,
             drop_path=drop_path,

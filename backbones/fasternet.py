@@ -84,7 +84,7 @@ class FasterNetBlock(nn.Module):
 
     Args:
         dim: Channels C.
-        row: What all blocks of the network share.
+        arch: What all blocks of the network share.
         norm_cfg: Norm of the MLP's hidden channels.
         drop_path: Probability of dropping the branch, per sample.
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
@@ -96,18 +96,18 @@ class FasterNetBlock(nn.Module):
         self,
         *,
         dim: int,
-        row: FasterNetArch,
+        arch: FasterNetArch,
         norm_cfg: Mapping[str, Any],
         drop_path: float,
         layer_scale_init_value: float | None,
     ) -> None:
         super().__init__()
-        hidden_dim = int(dim * row.mlp_ratio)
-        self.spatial_mixing = PartialConv(dim, row.partial_ratio)
+        hidden_dim = int(dim * arch.mlp_ratio)
+        self.spatial_mixing = PartialConv(dim, arch.partial_ratio)
         self.mlp = nn.Sequential(
             nn.Conv2d(dim, hidden_dim, 1, bias=False),
             build_norm(norm_cfg, hidden_dim),
-            _ACTIVATIONS[row.act](),
+            _ACTIVATIONS[arch.act](),
             nn.Conv2d(hidden_dim, dim, 1, bias=False),
         )
         scale = torch.full((dim,), float(layer_scale_init_value)) if layer_scale_init_value else None
@@ -126,8 +126,8 @@ class FasterNetBlock(nn.Module):
 class FasterNet(StagedBackbone):
     """FasterNet that returns the maps of its stages, at strides 4, 8, 16 and 32.
 
-    It has no lean MLP (:mod:`backbones.lean`): the batch norm inside its MLP needs the hidden values of all positions
-    before it can go on with one.
+    It has no lean MLP (:mod:`backbones.fast.lean_mlp`): the batch norm inside its MLP needs the hidden values of all
+    positions before it can normalise one.
 
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`FasterNetArch`.
@@ -168,15 +168,15 @@ class FasterNet(StagedBackbone):
         with_cp: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        row = resolve_arch(arch, self.ARCHS)
-        indices = check_out_indices(out_indices, len(row.dims))
-        rates = drop_path_rates(drop_path_rate, row.depths)
+        spec = resolve_arch(arch, self.ARCHS)
+        indices = check_out_indices(out_indices, len(spec.dims))
+        rates = drop_path_rates(drop_path_rate, spec.depths)
         norm_cfg = norm_cfg or dict(type='BN')
         super().__init__(
-            stem=_embedding(in_channels, row.dims[0], 4, norm_cfg),
-            stages=[_build_stage(row, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
-            dims=row.dims,
-            strides=[4 * 2**i for i in range(len(row.dims))],
+            stem=_embedding(in_channels, spec.dims[0], 4, norm_cfg),
+            stages=[_build_stage(spec, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
+            dims=spec.dims,
+            strides=[4 * 2**i for i in range(len(spec.dims))],
             out_indices=indices,
             out_norm=out_norm,
             frozen_stages=frozen_stages,
@@ -238,18 +238,18 @@ def _embedding(in_channels: int, out_channels: int, stride: int, norm_cfg: Mappi
 
 
 def _build_stage(
-    row: FasterNetArch,
+    arch: FasterNetArch,
     index: int,
     drop_paths: Sequence[float],
     norm_cfg: Mapping[str, Any],
     layer_scale_init_value: float | None,
 ) -> Stage:
-    dim = row.dims[index]
-    downsample = _embedding(row.dims[index - 1], dim, 2, norm_cfg) if index > 0 else nn.Identity()
+    dim = arch.dims[index]
+    downsample = _embedding(arch.dims[index - 1], dim, 2, norm_cfg) if index > 0 else nn.Identity()
     blocks = [
         FasterNetBlock(
             dim=dim,
-            row=row,
+            arch=arch,
             norm_cfg=norm_cfg,
             drop_path=drop_path,
             layer_scale_init_value=layer_scale_init_value,

@@ -1,44 +1,49 @@
 """The same function, rewritten for inference: :func:`fuse`.
 
 Norms with fixed statistics and layer scales are constant factors and offsets, so they are multiplied into the weights
-next to them; drop path does nothing and goes; weights lie channels-last, as the computation wants them; each block
-becomes a :class:`backbones.fused.FusedBlock`, and large 3 x 3 convolutions, of heads as well, are computed in tiles
-(:mod:`backbones.winograd`). Nothing is approximated: outputs differ by rounding only.
+next to them; drop path, which does nothing, is left out; convolutions of backbones lie in channels-last format; each
+block becomes a :class:`backbones.fast.fused_block.FusedBlock`; large 3 x 3 convolutions, of heads as well, are computed
+in tiles (:mod:`backbones.fast.winograd`). Nothing is approximated: outputs differ by rounding only. What somebody has
+put around a layer (hooks, adapters, parametrizations) stays, and so does the block that it is in.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import NamedTuple, TypeVar
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from backbones.base import StagedBackbone
 from backbones.convnext import ConvNeXtBlock
+from backbones.fast.fused_block import FusedBlock, FusedLinear, RowNorm
+from backbones.fast.gradients import refuse_gradients
+from backbones.fast.plain_layers import is_linear, is_plain, is_plain_mlp
+from backbones.fast.winograd import use_winograd
 from backbones.fasternet import FasterNetBlock
-from backbones.fused import FusedBlock, PackedLinear, RowNorm
-from backbones.inceptionnext import MetaNeXtBlock
+from backbones.inceptionnext import ConvMlp, MetaNeXtBlock
 from backbones.layers import BATCH_NORMS
-from backbones.winograd import use_winograd
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
-def fuse(model: ModelT) -> ModelT:
+def fuse(model: ModelT, *, rewrites: Sequence[Callable[[nn.Module], None]] = ()) -> ModelT:
     """Rewrite a model for inference: same outputs up to rounding, less time and memory.
 
     Every backbone of this package is rewritten, also inside a detector, a segmentor or any other module, and every
-    3 x 3 convolution that is cheaper in tiles; what is not known stays as it is. The model that is given stays, too.
+    3 x 3 convolution that is faster in tiles; what is not known stays as it is. The model that is given stays, too.
 
     Args:
         model: In evaluation mode.
+        rewrites: Further rewritings, of parts that this package does not know. Each changes a model in place, without
+            gradients. :func:`dense.export.fuse_mmcv.fuse_model` passes what MMDetection and MMSegmentation need.
 
     Returns:
-        A copy in evaluation mode whose parameters take no gradient. Its state dict can be saved and loaded into
-        another fused copy of the same model.
+        A copy in evaluation mode whose parameters take no gradient; calling it where a gradient would be asked for
+        raises. Its state dict can be saved and loaded into another fused copy of the same model.
 
     Raises:
         ValueError: The model is in training mode: its batch norms have no fixed statistics.
@@ -48,24 +53,24 @@ def fuse(model: ModelT) -> ModelT:
         part = f'{training!r} of the model' if training else 'the model'
         raise ValueError(f'{part} is in training mode; only evaluation mode can be fused.\nCall model.eval() first.')
     fused = copy.deepcopy(model)
+    backbones = [module for module in fused.modules() if isinstance(module, StagedBackbone)]
     with torch.no_grad():
-        for module in [module for module in fused.modules() if isinstance(module, StagedBackbone)]:
-            _fuse_backbone(module)
-        for convert in CONVERTERS:
-            convert(fused)
-        use_winograd(fused)
+        for backbone in backbones:
+            _fuse_backbone(backbone)
+        for rewrite in rewrites:
+            rewrite(fused)
+        use_winograd(fused, for_inference=True)
+    for module in {fused, *backbones}:
+        module.register_forward_pre_hook(refuse_gradients)
     return fused.requires_grad_(False).eval()
-
-
-# Further rewritings, for parts that this package does not know: each changes a model in place.
-CONVERTERS: list[Callable[[nn.Module], None]] = []
 
 
 def _fuse_backbone(backbone: StagedBackbone) -> None:
     backbone.stem = nn.Sequential(_ChannelsLast(), _fuse_chain(backbone.stem))
     for stage in backbone.stages:
         stage.downsample = _fuse_chain(stage.downsample)
-        stage.blocks = nn.Sequential(*(_fuse_block(block) for block in stage.blocks))
+        if is_plain(stage.blocks, nn.Sequential):
+            stage.blocks = nn.Sequential(*(_fuse_block(block) for block in stage.blocks))
         stage.with_cp = False
     backbone.to(memory_format=torch.channels_last)
 
@@ -80,19 +85,19 @@ class _ChannelsLast(nn.Module):
 
 def _fuse_chain(chain: nn.Module) -> nn.Module:
     """Make one convolution of a stem or downsampling ``(convolution, norm)`` or ``(norm, convolution)``."""
-    if not isinstance(chain, nn.Sequential) or len(chain) != 2:
+    if not is_plain(chain, nn.Sequential) or len(chain) != 2:
         return chain
     first, second = chain
-    if isinstance(first, nn.Conv2d) and _is_constant(second):
+    if is_plain(first, nn.Conv2d) and _is_constant(second):
         return fuse_conv_bn_eval(first, second)
     # Padding is not normalised: behind a norm it would have to be another number in each channel.
-    if _is_constant(first) and isinstance(second, nn.Conv2d) and second.padding == (0, 0):
+    if _is_constant(first) and is_plain(second, nn.Conv2d) and second.padding == (0, 0):
         return _absorb(second, *_affine(first))
     return chain
 
 
 def _is_constant(norm: nn.Module) -> bool:
-    return isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
+    return isinstance(norm, BATCH_NORMS) and is_plain(norm) and norm.running_mean is not None
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -134,6 +139,8 @@ def _fuse_block(block: nn.Module) -> nn.Module:
 
 @_fuse_block.register
 def _(block: MetaNeXtBlock) -> nn.Module:
+    if not (_is_fusible(block, MetaNeXtBlock) and is_plain_mlp(block.mlp, ConvMlp)):
+        return block
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
     mlp = _Mlp(fc1.weight.flatten(1), fc1.bias, block.mlp.act, fc2.weight.flatten(1), fc2.bias)
     return _fused_block(block.token_mixer, block.norm, mlp, block.gamma)
@@ -141,34 +148,42 @@ def _(block: MetaNeXtBlock) -> nn.Module:
 
 @_fuse_block.register
 def _(block: ConvNeXtBlock) -> nn.Module:
+    if not (_is_fusible(block, ConvNeXtBlock) and is_plain_mlp(block.mlp, Mlp)):
+        return block
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-    mlp = _Mlp(fc1.weight, fc1.bias, block.mlp.act, fc2.weight, fc2.bias)
+    mlp = _Mlp(fc1.weight.flatten(1), fc1.bias, block.mlp.act, fc2.weight.flatten(1), fc2.bias)
     return _fused_block(block.conv_dw, block.norm, mlp, block.gamma)
 
 
 @_fuse_block.register
 def _(block: FasterNetBlock) -> nn.Module:
+    if not (_is_fusible(block, FasterNetBlock) and is_plain(block.mlp, nn.Sequential) and len(block.mlp) == 4):
+        return block
     conv1, norm, act, conv2 = block.mlp
-    if not _is_constant(norm):
+    if not (_is_constant(norm) and is_linear(conv1) and is_linear(conv2)):
         return block
     conv1 = fuse_conv_bn_eval(conv1, norm)
     mlp = _Mlp(conv1.weight.flatten(1), conv1.bias, act, conv2.weight.flatten(1), conv2.bias)
     return _fused_block(block.spatial_mixing, nn.Identity(), mlp, block.gamma)
 
 
+def _is_fusible(block: nn.Module, kind: type[nn.Module]) -> bool:
+    return is_plain(block, kind) and is_plain(block.drop_path)
+
+
 def _fused_block(mixer: nn.Module, norm: nn.Module, mlp: _Mlp, gamma: Tensor | None) -> FusedBlock:
     row_norm: nn.Module = nn.Identity()
     weight1, bias1, act, weight2, bias2 = mlp
-    if isinstance(norm, LayerNorm2d):
+    if is_plain(norm, LayerNorm2d):
         row_norm = RowNorm(norm.eps)
-    if isinstance(norm, LayerNorm2d) or _is_constant(norm):
+    if is_plain(norm, LayerNorm2d) or _is_constant(norm):
         factor, offset = _affine(norm)
         bias1 = weight1 @ offset if bias1 is None else bias1 + weight1 @ offset
         weight1 = weight1 * factor
-    elif not isinstance(norm, nn.Identity):
+    elif not is_plain(norm, nn.Identity):
         mixer = nn.Sequential(mixer, norm)
     if gamma is not None:
         weight2 = weight2 * gamma.view(-1, 1)
         bias2 = None if bias2 is None else bias2 * gamma
-    fc1, fc2 = PackedLinear(weight1, bias1), PackedLinear(weight2, bias2)
-    return FusedBlock(mixer=mixer, row_norm=row_norm, fc1=fc1, act=act, fc2=fc2)
+    fc1, fc2 = FusedLinear(weight1, bias1), FusedLinear(weight2, bias2)
+    return FusedBlock(mixer=mixer, row_norm=row_norm, fc1=fc1, act=act, fc2=fc2, is_scaled=gamma is not None)

@@ -30,8 +30,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from backbones.base import StagedBackbone, check_out_indices, drop_path_rates, resolve_arch
+from backbones.fast.lean_mlp import can_be_lean
+from backbones.fast.lean_mlp import lean_mlp as compute_lean_mlp
 from backbones.layers import Stage, build_norm, init_layer
-from backbones.lean import lean_mlp as compute_lean_mlp
 
 # Branch -> name of its convolution in checkpoints, in the order of the channels.
 _CONVS: Mapping[str, str] = {'square': 'dwconv_hw', 'horizontal': 'dwconv_w', 'vertical': 'dwconv_h'}
@@ -105,23 +106,23 @@ class InceptionDWConv(nn.Module):
 
     Args:
         dim: Channels C.
-        row: Kernels, branches and their share of the channels.
+        arch: Kernels, branches and their share of the channels.
     """
 
-    def __init__(self, dim: int, row: InceptionNeXtArch) -> None:
+    def __init__(self, dim: int, arch: InceptionNeXtArch) -> None:
         super().__init__()
-        width = int(dim * row.branch_ratio)
+        width = int(dim * arch.branch_ratio)
         kernels = {
-            'dwconv_hw': (row.square_kernel, row.square_kernel),
-            'dwconv_w': (1, row.band_kernel),
-            'dwconv_h': (row.band_kernel, 1),
+            'dwconv_hw': (arch.square_kernel, arch.square_kernel),
+            'dwconv_w': (1, arch.band_kernel),
+            'dwconv_h': (arch.band_kernel, 1),
         }
-        for name in (name for group in row.groups for name in group):
+        for name in (name for group in arch.groups for name in group):
             height, length = kernels[name]
             conv = nn.Conv2d(width, width, (height, length), padding=(height // 2, length // 2), groups=width)
             self.add_module(name, conv)
-        self.groups = row.groups
-        self.split_sizes = (dim - len(row.groups) * width, *(width for _ in row.groups))
+        self.groups = arch.groups
+        self.split_sizes = (dim - len(arch.groups) * width, *(width for _ in arch.groups))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
@@ -165,7 +166,8 @@ class MetaNeXtBlock(nn.Module):
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
 
     Attributes:
-        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it.
+        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it. An MLP that was
+            changed (other layers or activation, adapters, hooks) is computed layer by layer.
     """
 
     gamma: nn.Parameter | None
@@ -194,7 +196,7 @@ class MetaNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
         branch = self.norm(self.token_mixer(x))
-        if self.lean_mlp:
+        if self.lean_mlp and can_be_lean(self.mlp, ConvMlp):
             branch = compute_lean_mlp(branch, fc1=self.mlp.fc1, fc2=self.mlp.fc2, gamma=self.gamma)
         else:
             branch = self.mlp(branch)
@@ -261,19 +263,19 @@ class InceptionNeXt(StagedBackbone):
             branches=None if branches is None else tuple(branches),
             sequential_bands=sequential_bands,
         )
-        row = resolve_arch(arch, self.ARCHS)
-        row = replace(row, **{field: value for field, value in changes.items() if value is not None})
-        indices = check_out_indices(out_indices, len(row.dims))
-        rates = drop_path_rates(drop_path_rate, row.depths)
+        spec = resolve_arch(arch, self.ARCHS)
+        spec = replace(spec, **{field: value for field, value in changes.items() if value is not None})
+        indices = check_out_indices(out_indices, len(spec.dims))
+        rates = drop_path_rates(drop_path_rate, spec.depths)
         norm_cfg = norm_cfg or dict(type='BN')
         super().__init__(
             stem=nn.Sequential(
-                nn.Conv2d(in_channels, row.dims[0], kernel_size=row.patch_size, stride=row.patch_size),
-                build_norm(norm_cfg, row.dims[0]),
+                nn.Conv2d(in_channels, spec.dims[0], kernel_size=spec.patch_size, stride=spec.patch_size),
+                build_norm(norm_cfg, spec.dims[0]),
             ),
-            stages=[_build_stage(row, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
-            dims=row.dims,
-            strides=[row.patch_size * 2**i for i in range(len(row.dims))],
+            stages=[_build_stage(spec, i, rates[i], norm_cfg, layer_scale_init_value) for i in range(indices[-1] + 1)],
+            dims=spec.dims,
+            strides=[spec.patch_size * 2**i for i in range(len(spec.dims))],
             out_indices=indices,
             out_norm=out_norm,
             frozen_stages=frozen_stages,
@@ -286,22 +288,22 @@ class InceptionNeXt(StagedBackbone):
 
 
 def _build_stage(
-    row: InceptionNeXtArch,
+    arch: InceptionNeXtArch,
     index: int,
     drop_paths: Sequence[float],
     norm_cfg: Mapping[str, Any],
     layer_scale_init_value: float | None,
 ) -> Stage:
-    dim = row.dims[index]
+    dim = arch.dims[index]
     downsample: nn.Module = nn.Identity()
     if index > 0:
-        previous = row.dims[index - 1]
+        previous = arch.dims[index - 1]
         downsample = nn.Sequential(build_norm(norm_cfg, previous), nn.Conv2d(previous, dim, kernel_size=2, stride=2))
     blocks = [
         MetaNeXtBlock(
-            token_mixer=InceptionDWConv(dim, row),
+            token_mixer=InceptionDWConv(dim, arch),
             norm=build_norm(norm_cfg, dim),
-            mlp=ConvMlp(dim, int(row.mlp_ratios[index] * dim)),
+            mlp=ConvMlp(dim, int(arch.mlp_ratios[index] * dim)),
             dim=dim,
             drop_path=drop_path,
             layer_scale_init_value=layer_scale_init_value,

@@ -9,7 +9,6 @@ from dense import compat
 compat.install()
 
 # Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
-from dense import inference  # noqa: E402
 from dense.console import progress  # noqa: E402
 from dense.data import loading, seeded  # noqa: E402
 from dense.engine import checkpoint, data_wait_hook, hooks, layer_decay, optim, runner  # noqa: E402
@@ -19,7 +18,6 @@ __all__ = [
     'compat',
     'data_wait_hook',
     'hooks',
-    'inference',
     'layer_decay',
     'loading',
     'optim',

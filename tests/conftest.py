@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from backbones import winograd
+from backbones.fast import winograd
 
 PROJECT = Path(__file__).resolve().parent.parent
 ARCH = dict(dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), branch_ratio=1 / 8)
@@ -139,9 +139,8 @@ def tiny_command(tiny_options: Callable[..., dict[str, Any]]) -> Callable[..., l
 
 @pytest.fixture
 def all_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computes every 3 x 3 convolution in tiles; by the usual limits the models of tests are too small to gain."""
-    for limit in ('_MIN_WEIGHTS', '_MIN_TILES', '_MIN_OUTPUTS'):
-        monkeypatch.setattr(winograd, limit, 0)
+    """Computes every 3 x 3 convolution in tiles; the models of tests are too small for the usual limits."""
+    monkeypatch.setattr(winograd, '_limits', lambda: winograd._Limits(0, 0, 0, 0))
 
 
 @pytest.fixture

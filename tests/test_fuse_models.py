@@ -7,11 +7,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_sets import reduce
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from backbones import winograd
+from backbones.fast import winograd
+from backbones.fast.fused_block import FusedBlock
+from backbones.fast.winograd import WinogradConv2d
 from backbones.fuse import fuse
-from backbones.fused import FusedBlock
-from backbones.winograd import WinogradConv2d
+from dense.export.fuse_mmcv import fuse_model
 
 MODELS_TO_FUSE = [
     'mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160',
@@ -47,14 +49,14 @@ def tiles(request):
 @pytest.mark.parametrize('name', MODELS_TO_FUSE)
 def test_raw_outputs_agree(name):
     model = build(name)
-    fused = fuse(model)
+    fused = fuse_model(model)
     blocks = [m for m in fused.modules() if isinstance(m, FusedBlock)]
     assert len(blocks) == sum(len(stage.blocks) for stage in model.backbone.stages)
     in_heads = [key for key, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d) and 'out_norm' not in key]
     assert not in_heads
     suited = sum(WinogradConv2d.suits(m) for m in model.modules())
     assert sum(isinstance(m, WinogradConv2d) for m in fused.modules()) == suited
-    assert suited or winograd._MIN_WEIGHTS
+    assert suited or winograd._limits().weights
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features, expected_features = (m.extract_feat(x) for m in (fused, model))
@@ -64,6 +66,34 @@ def test_raw_outputs_agree(name):
     assert len(features) == len(expected_features) >= 4
     for got, expected in zip(features, expected_features, strict=True):
         assert ((got - expected).norm() / expected.norm()).item() < 1e-4
+
+
+def test_importing_dense_changes_nothing():
+    """`fuse` rewrites what it knows, whatever was imported; whole models are rewritten by `fuse_model`."""
+    model = build(MODELS_TO_FUSE[1])
+    in_heads = [name for name, m in model.decode_head.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [name for name, m in fuse(model).decode_head.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert kept == in_heads and kept
+
+
+def hooked(module):
+    module.conv.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def parametrized(module):
+    parametrizations.weight_norm(module.conv)
+
+
+@pytest.mark.parametrize('change', [hooked, parametrized])
+def test_changed_convolutions_of_heads_stay(change):
+    from mmcv.cnn import ConvModule
+
+    model = nn.Sequential(ConvModule(4, 8, 3, norm_cfg=dict(type='BN'))).eval()
+    change(model[0])
+    model.eval()
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_model(model)(x), model(x))
 
 
 def test_number_of_models():

@@ -10,8 +10,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from backbones import FasterNet, InceptionNeXt, winograd
-from backbones.winograd import WinogradConv2d
+from backbones import FasterNet, InceptionNeXt
+from backbones.fast import winograd
+from backbones.fast.winograd import WinogradConv2d
 from dense.cpu import defaults as tuning
 from dense.cpu.defaults import compile_backbones, set_cpu_defaults
 from dense.engine.launch import load_config, train

@@ -6,13 +6,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import winograd
+from backbones.fast import winograd
+from backbones.fast.winograd import WinogradConv2d, use_winograd
 from backbones.fuse import fuse
-from backbones.winograd import WinogradConv2d, use_winograd
 
 # Images, input and output channels, height, width.
 SHAPES = [
@@ -22,6 +23,11 @@ SHAPES = [
     (7, 300, 256, 16, 24),
     (3, 256, 256, 47, 61),
 ]
+
+
+@pytest.fixture(autouse=True)
+def same_limits_on_every_processor(monkeypatch):
+    monkeypatch.setattr(winograd, '_limits', lambda: winograd._LIMITS['AVX512'])
 
 
 @pytest.fixture(params=['at once', 'in bands'])
@@ -108,6 +114,81 @@ def test_only_the_gradients_that_are_asked_for():
     assert x.grad is not None and in_tiles.weight.grad is None
 
 
+@pytest.mark.parametrize('of_weight', [True, False], ids=['weight', 'frozen weight'])
+@pytest.mark.parametrize('of_bias', [True, False], ids=['bias', 'frozen bias'])
+@pytest.mark.parametrize('of_x', [True, False], ids=['input', 'frozen input'])
+def test_gradients_of_what_is_not_frozen(of_x, of_weight, of_bias):
+    found = []
+    for module in pair():
+        x = images(1, 256, 48, 48).requires_grad_(of_x)
+        module.weight, module.bias = (nn.Parameter(p.detach().clone()) for p in (module.weight, module.bias))
+        module.weight.requires_grad_(of_weight)
+        module.bias.requires_grad_(of_bias)
+        out = module(x)
+        assert out.requires_grad == (of_x or of_weight or of_bias)
+        if out.requires_grad:
+            out.square().mean().backward()
+        found.append([tensor.grad for tensor in (x, module.weight, module.bias)])
+    for expected, got, asked in zip(*found, (of_x, of_weight, of_bias), strict=True):
+        assert (got is not None) == (expected is not None) == asked
+        if asked:
+            assert largest_error(got, expected.double()) < 1e-5
+
+
+@pytest.mark.usefixtures('all_in_tiles')
+def test_no_image_no_values_and_no_tiles():
+    conv, in_tiles = (module.requires_grad_() for module in pair(16, 16))
+    for size in ((0, 16, 24, 24), (2, 16, 0, 24)):
+        x = torch.zeros(size, requires_grad=True)
+        try:
+            expected = conv(x)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                in_tiles(x)
+            continue
+        assert in_tiles(x).shape == expected.shape
+        in_tiles(x).sum().backward()
+        assert not in_tiles.bias.grad.any()
+    on_meta = in_tiles.to('meta')
+    out = on_meta(torch.zeros(2, 16, 24, 24, device='meta', requires_grad=True))
+    assert out.is_meta and out.shape == (2, 16, 24, 24)
+    out.sum().backward()
+
+
+@pytest.mark.usefixtures('all_in_tiles')
+@pytest.mark.parametrize('grad', [True, False])
+def test_tensors_without_values(grad):
+    with FakeTensorMode(), torch.set_grad_enabled(grad):
+        in_tiles = WinogradConv2d(nn.Conv2d(16, 16, 3, padding=1))
+        assert in_tiles(torch.zeros(2, 16, 24, 24)).shape == (2, 16, 24, 24)
+
+
+def test_a_weight_that_two_convolutions_share():
+    first, second = (nn.Conv2d(256, 256, 3, padding=1) for _ in range(2))
+    second.weight = first.weight
+    plain = nn.Sequential(first, second)
+    model = copy.deepcopy(plain)
+    assert use_winograd(model) == 2 and model[0].weight is model[1].weight
+    x = images(1, 256, 48, 48)
+    for module in (plain, model):
+        module(x).square().mean().backward()
+    assert largest_error(model[0].weight.grad, plain[0].weight.grad.double()) < 1e-5
+    with torch.no_grad():
+        assert largest_error(model(x), plain(x).double()) < 1e-5
+        for module in (plain, model):
+            module[0].weight.data.mul_(-0.5)
+        assert largest_error(model(x), plain(x).double()) < 1e-5
+
+
+@pytest.mark.parametrize(('capability', 'tiles'), [('AVX512', 128), ('AVX2', 256), ('DEFAULT', 256)])
+def test_limits_ask_the_processor(capability, tiles, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    _, in_tiles = pair()
+    assert in_tiles.is_faster(torch.zeros(tiles // 64, 256, 32, 32))
+    assert not in_tiles.is_faster(torch.zeros(tiles // 64 - 1, 256, 32, 32))
+
+
 def test_no_second_derivatives():
     _, in_tiles = pair()
     x = images(1, 256, 48, 48).requires_grad_()
@@ -159,7 +240,7 @@ NOT_SUITED = {
     'transposed': nn.ConvTranspose2d(256, 256, 3, padding=1),
     'hook': hooked(nn.Conv2d(256, 256, 3, padding=1)),
     'parametrized': parametrizations.weight_norm(nn.Conv2d(256, 256, 3, padding=1)),
-    'derived class': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
+    'subclass': type('Other', (nn.Conv2d,), {})(256, 256, 3, padding=1),
 }
 
 

@@ -2,8 +2,8 @@
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`backbones.fuse`); ``+lean``: with lean MLPs (:mod:`backbones.lean`); ``+tuned``: with all that the
-tools choose for training on a CPU (:mod:`dense.cpu.defaults`); ``+cp``: trained with ``with_cp``; ``+onnx``: a backbone
+(:mod:`dense.export.fuse_mmcv`); ``+lean``: with lean MLPs (:mod:`backbones.fast.lean_mlp`); ``+tuned``: with all that
+the tools choose for training on a CPU (:mod:`dense.cpu.defaults`); ``+cp``: trained with ``with_cp``; ``+onnx``: a backbone
 of this project exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has.
 ``CONFIG+timm:NAME``: the config's model with that network of timm for its backbone.
 """
@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 from backbones.base import DenseBackbone, StagedBackbone
-from backbones.fuse import fuse
 from dense.analysis.complexity import FORMULAS, usual_shape
 from dense.analysis.forward_parts import run_parts
 from dense.benchmark.dummy_targets import SAMPLES, random_regions
@@ -33,6 +32,7 @@ from dense.console.output import quiet_libraries
 from dense.cpu.defaults import apply_cpu_rewrites
 from dense.engine.config import load_config
 from dense.errors import UserError, did_you_mean
+from dense.export.fuse_mmcv import fuse_model
 
 FUSED, LEAN, TUNED, CHECKPOINTED, ONNX = '+fused', '+lean', '+tuned', '+cp', '+onnx'
 TIMM = '+timm:'
@@ -107,7 +107,7 @@ def build_subject(
         if name.endswith(ONNX):
             subject.run, subject.is_fused = _onnx_runner(subject), True
         elif is_fused:
-            subject.model, subject.is_fused = fuse(subject.model), True
+            subject.model, subject.is_fused = fuse_model(subject.model), True
     return subject
 
 

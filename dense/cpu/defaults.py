@@ -2,8 +2,8 @@
 
 | choice | in place of | turned off by |
 |---|---|---|
-| lean MLP of a backbone that has one (:mod:`backbones.lean`) | hidden maps that are held | ``--cfg-options model.backbone.lean_mlp=False`` |
-| 3 x 3 convolutions by minimal filtering (:mod:`backbones.winograd`), in testing too | sums over the window | ``--cfg-options winograd=False`` |
+| lean MLP of a backbone that has one (:mod:`backbones.fast.lean_mlp`) | hidden maps that are held | ``--cfg-options model.backbone.lean_mlp=False`` |
+| 3 x 3 convolutions by Winograd's algorithm (:mod:`backbones.fast.winograd`), in testing too | sums over the window | ``--cfg-options winograd=False`` |
 | one pass of AdamW over all parameters | a loop with ten operations each | ``--cfg-options optim_wrapper.optimizer.fused=False`` |
 | freed memory is kept (:mod:`dense.cpu.allocator`) | memory mapped anew in every layer | ``DENSE_KEEP_MEMORY=0`` in the environment |
 | waiting threads sleep (``tools/_common.py``) | threads that spin | ``OMP_WAIT_POLICY=active`` in the environment |
@@ -21,8 +21,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from backbones.base import DenseBackbone, StagedBackbone
+from backbones.fast.winograd import use_winograd
 from backbones.layers import Stage
-from backbones.winograd import use_winograd
 from dense.errors import UserError
 
 _FUSED = ('AdamW',)  # optimizers of PyTorch whose fused form was measured
@@ -45,7 +45,7 @@ def set_cpu_defaults(cfg: Config) -> None:
 
 
 def apply_cpu_rewrites(model: nn.Module) -> None:
-    """Make of a built model what the tools train on a CPU, in place: lean MLPs where it has them, minimal filtering.
+    """Make of a built model what the tools train on a CPU, in place: lean MLPs and Winograd convolutions.
 
     Args:
         model: Any module. Its parameters and their names stay.

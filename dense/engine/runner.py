@@ -10,7 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
 
-from backbones.winograd import use_winograd
+from backbones.fast.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 
@@ -58,7 +58,8 @@ class DenseRunner(Runner):
 
     def _choose_convolutions(self) -> None:
         if self.cfg.get('winograd', not torch.cuda.is_available()):
-            self.logger.info(f'{use_winograd(self.model)} convolutions by minimal filtering (backbones/winograd.py)')
+            number = use_winograd(self.model)
+            self.logger.info(f"{number} convolutions by Winograd's algorithm (backbones/fast/winograd.py)")
 
     def _maybe_compile(self, target: str) -> None:
         self._choose_convolutions()  # the weights have been initialised by now

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from backbones.fused import FusedBlock
+from backbones.fast.fused_block import FusedBlock
 
 
 class ConvBlock(nn.Module):

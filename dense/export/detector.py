@@ -15,9 +15,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.fuse import fuse
 from dense.errors import UserError
 from dense.export.blocks import use_convolutions
+from dense.export.fuse_mmcv import fuse_model
 from dense.export.graphs import ExportGraph, Normalize
 
 NOTHING = -1.0  # score of what fills up
@@ -42,7 +42,7 @@ class TwoStageGraph(ExportGraph):
         preprocessor: Any = model.get_submodule('data_preprocessor')
         self.normalize = Normalize(preprocessor)
         self.divisor = int(preprocessor.pad_size_divisor)
-        self.model: Any = fuse(model)
+        self.model: Any = fuse_model(model)
         use_convolutions(self.model)
 
     @property

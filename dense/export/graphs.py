@@ -1,7 +1,7 @@
 """What an exported file computes: a backbone's maps, a segmentor's labels or logits.
 
 A graph is a module with one input, a batch of images (of one image where it answers per image), and a fixed tuple of
-tensors for its output. It holds the fused model (:func:`backbones.fuse.fuse`), whose parts it calls; nothing in it
+tensors for its output. It holds the fused model (:mod:`dense.export.fuse_mmcv`), whose parts it calls; nothing in it
 depends on an image's size or content except through tensors, so that one recording serves every size.
 
 Shapes: N batch, C channels, H and W height and width of the image.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import DenseBackbone
-from backbones.fuse import fuse
 from dense.export.blocks import use_convolutions
+from dense.export.fuse_mmcv import fuse_model
 
 
 class ExportGraph(nn.Module):
@@ -68,7 +68,7 @@ class BackboneGraph(ExportGraph):
 
     def __init__(self, backbone: DenseBackbone) -> None:
         super().__init__()
-        self.backbone = fuse(backbone)
+        self.backbone = fuse_model(backbone)
         use_convolutions(self.backbone)
 
     @property
@@ -126,7 +126,7 @@ class SegmentorGraph(ExportGraph):
     def __init__(self, model: nn.Module, *, logits: bool = False) -> None:
         super().__init__()
         self.normalize = Normalize(model.get_submodule('data_preprocessor'))
-        self.model: Any = fuse(model)
+        self.model: Any = fuse_model(model)
         use_convolutions(self.model)
         _replace_fixed_sizes(self.model)
         self.logits = logits

@@ -20,45 +20,70 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from backbones.fast.plain_layers import is_plain, is_plain_mlp
+from backbones.fast.precision import autocast_dtype
+from backbones.fast.recording import is_recorded
+
 # Channels up to which the values before the activation are computed again. InceptionNeXt-T's block of 96 channels took
-# 0.7 of the plain one's time so, that of 192 channels 1.1, and 1.0 where they were kept (Xeon, one thread).
+# 0.7 of the plain one's time so, that of 192 channels 1.1, and 1.0 where they were kept (Xeon, one thread). With AVX2
+# alone, MLPs of 96, 192 and 384 channels took 0.7, 1.0 and 1.7 so, and 0.8, 0.8 and 1.1 where they were kept.
 _RECOMPUTED_CHANNELS = 128
 # Hidden values that are computed at a time: on a CPU half of a core's second-level cache, or, where they are kept and
 # go to the main memory in any case, enough for products of full speed. Other devices want large products.
 _RECOMPUTED_BYTES, _KEPT_BYTES, _DEVICE_BYTES = 1 << 20, 8 << 20, 256 << 20
 
 
+def can_be_lean(mlp: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether :func:`lean_mlp` should compute an MLP: it has plain layers with biases and an exact GELU.
+
+    Without gradients nothing is held in any case. The layers themselves are called then, so that a validation during
+    training gives exactly what a test gives.
+
+    Args:
+        mlp: Any module.
+        kind: A class with ``fc1``, ``act`` and ``fc2``, which is called for MLPs of exactly this class.
+    """
+    return (
+        torch.is_grad_enabled()
+        and is_plain_mlp(mlp, kind)
+        and is_plain(mlp.act, nn.GELU)
+        and mlp.act.approximate == 'none'
+        and mlp.fc1.bias is not None
+        and mlp.fc2.bias is not None
+    )
+
+
 def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None) -> Tensor:
     """``gamma * fc2(gelu(fc1(x)))`` at each position; gradients equal those of the plain computation up to rounding.
 
+    Second derivatives are not available: asking for one raises an error.
+
     Args:
         x: ``(N, C, H, W)``.
-        fc1: Linear layer or 1 x 1 convolution with bias, C to D.
+        fc1: Linear layer or 1 x 1 convolution with bias, C to D. Of the layers only the parameters are used; see
+            :func:`can_be_lean`.
         fc2: The same, D to C.
         gamma: Layer scale ``(C,)``, or None.
 
     Returns:
-        ``(N, C, H, W)``, in the memory format of ``x``.
+        ``(N, C, H, W)``, in the memory format of ``x``. In mixed precision it has the type that a product with
+        ``gamma`` has.
     """
-    tensors = [x, fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        tensors = [tensor.to(dtype) for tensor in tensors]
-        gamma = None if gamma is None else gamma.to(dtype)
-    if is_recorded():
-        return _plain_mlp(*tensors, gamma=gamma)
+    tensors = [x, fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, gamma]
+    dtype = x.dtype
+    low = autocast_dtype(x)
+    if low is not None:
+        dtype = low if gamma is None else torch.promote_types(low, gamma.dtype)
+        tensors = [None if tensor is None else tensor.to(low) for tensor in tensors]
+    if is_recorded() or x.numel() == 0 or x.is_meta:
+        return _plain_mlp(*tensors).to(dtype)
     keep = torch.is_grad_enabled() and x.shape[1] > _RECOMPUTED_CHANNELS
     with torch.autocast(x.device.type, enabled=False):
-        return _LeanMlp.apply(*tensors, gamma, keep)
-
-
-def is_recorded() -> bool:
-    """Whether a compiler or exporter records what is computed: it decides itself what is kept."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return _LeanMlp.apply(*tensors, keep).to(dtype)
 
 
 def _plain_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *, gamma: Tensor | None
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, gamma: Tensor | None
 ) -> Tensor:
     hidden = F.gelu(F.linear(x.permute(0, 2, 3, 1), weight1, bias1))  # (N, H, W, D)
     out = F.linear(hidden, weight2, bias2)

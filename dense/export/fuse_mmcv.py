@@ -1,12 +1,32 @@
-"""What :func:`backbones.fuse.fuse` cannot know of: the layers that MMDetection and MMSegmentation build heads from."""
+"""Fusing whole detectors and segmentors: :func:`fuse_model`.
+
+MMDetection and MMSegmentation build their necks and heads from mmcv's ``ConvModule``, of which :mod:`backbones` knows
+nothing.
+"""
 
 import sys
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones import fuse as fusing
+from backbones.fast.plain_layers import is_plain
+from backbones.fuse import fuse
 from backbones.layers import BATCH_NORMS
+
+ModelT = TypeVar('ModelT', bound=nn.Module)
+
+
+def fuse_model(model: ModelT) -> ModelT:
+    """Rewrite a model for inference, batch norms of its necks and heads included; see :func:`backbones.fuse.fuse`.
+
+    Args:
+        model: In evaluation mode. It stays as it is.
+
+    Raises:
+        ValueError: The model is in training mode.
+    """
+    return fuse(model, rewrites=(fold_conv_modules,))
 
 
 def fold_conv_modules(model: nn.Module) -> None:
@@ -30,12 +50,9 @@ def fold_conv_modules(model: nn.Module) -> None:
 def _is_foldable(module: nn.Module) -> bool:
     return (
         bool(module.with_norm)
+        and is_plain(module.conv, nn.Conv2d, nn.ConvTranspose2d)
+        and is_plain(module.norm)
         and tuple(module.order)[:2] == ('conv', 'norm')
-        and isinstance(module.conv, nn.Conv2d | nn.ConvTranspose2d)
         and isinstance(module.norm, BATCH_NORMS)
         and module.norm.running_mean is not None
     )
-
-
-if fold_conv_modules not in fusing.CONVERTERS:
-    fusing.CONVERTERS.append(fold_conv_modules)

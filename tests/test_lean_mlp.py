@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backbones import ConvNeXt, FasterNet, InceptionNeXt, lean
-from backbones.lean import lean_mlp
+from backbones import ConvNeXt, FasterNet, InceptionNeXt
+from backbones.fast import lean_mlp as lean
+from backbones.fast.lean_mlp import lean_mlp
 
 LAYERS = {'linear': lambda i, o: nn.Linear(i, o), 'convolution': lambda i, o: nn.Conv2d(i, o, 1)}
 FORMATS = {'first': torch.contiguous_format, 'last': torch.channels_last}
@@ -93,9 +94,32 @@ def test_mixed_precision(kept):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out = lean_mlp(x, fc1=fc1, fc2=fc2, gamma=gamma)
         out.float().square().mean().backward()
-    assert out.dtype is torch.bfloat16
+    assert out.dtype is torch.float32  # as a plain product with a layer scale is
     assert fc1.weight.grad.dtype is gamma.grad.dtype is torch.float32
     torch.testing.assert_close(out.float(), plain_mlp(x, fc1, fc2, gamma), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize('with_gamma', [True, False])
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_no_image_and_no_values(device, with_gamma, kept):
+    fc1, fc2, gamma = parts('convolution', with_gamma=with_gamma)
+    gamma = None if gamma is None else nn.Parameter(gamma.detach().to(device))
+    x = torch.randn(0 if device == 'cpu' else 2, 8, 5, 7, device=device, requires_grad=True)
+    out = lean_mlp(x, fc1=fc1.to(device), fc2=fc2.to(device), gamma=gamma)
+    assert out.shape == x.shape and out.device == x.device
+    out.sum().backward()
+    assert x.grad.shape == x.shape and fc1.weight.grad.shape == fc1.weight.shape
+    if device == 'cpu':
+        assert not fc1.weight.grad.any() and not fc2.bias.grad.any()
+
+
+def test_no_second_derivatives(kept):
+    fc1, fc2, gamma = parts('linear')
+    x = torch.randn(1, 8, 4, 4, requires_grad=True)
+    loss = lean_mlp(x, fc1=fc1, fc2=fc2, gamma=gamma).square().sum()
+    (of_x,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        of_x.sum().backward()
 
 
 def test_what_is_kept(kept):
@@ -184,6 +208,8 @@ def test_network_in_mixed_precision(family, arch):
     wanted = step(exact, images())
     with torch.autocast('cpu', dtype=torch.bfloat16):
         steps = [step(model, images().float()) for model in (plain, other)]
+    for outs in zip(steps[0][0], steps[1][0], strict=True):
+        assert outs[0].dtype == outs[1].dtype
     errors = [[distance(a, b) for a, b in zip(found[0], wanted[0], strict=True)] for found in steps]
     for found, own in zip(steps, errors, strict=True):
         own += [distance(found[1][name], wanted[1][name]) for name in wanted[1] if '.mlp.' in name]

@@ -1,10 +1,11 @@
 """3 x 3 convolutions on a CPU with a quarter of the multiplications.
 
-Minimal filtering F(4 x 4, 3 x 3), after Winograd; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-CVPR 2016. Six inputs and three weights in a row are the coefficients of polynomials, whose product is had from their
-values at six points. So a tile of 6 x 6 inputs and the 3 x 3 weights are carried to 36 points, multiplied there, and
-carried back to 4 x 4 outputs: 36 multiplications for what takes 144 as a sum over the window. The sum over the input
-channels is taken at the points, which makes the multiplications 36 matrix products.
+Winograd's algorithm F(4 x 4, 3 x 3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
+2016. Six inputs in a row and three weights in a row are taken as coefficients of polynomials. Multiplying polynomials
+takes one multiplication at each of six points, where the values determine the product. So a tile of 6 x 6 inputs and
+the 3 x 3 weights are transformed to 36 points, multiplied there, and transformed back to 4 x 4 outputs: 36
+multiplications instead of the 144 of the sum over the window. The sum over the input channels is taken at the points,
+so that the multiplications become 36 matrix products.
 
 Shapes: N batch, C input channels, O output channels, H and W height and width, T tiles.
 """
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from backbones.derived import Derived
-from backbones.lean import is_recorded
+from backbones.fast.gradients import refuse_gradients
+from backbones.fast.plain_layers import is_plain
+from backbones.fast.precision import autocast_dtype
+from backbones.fast.recording import is_recorded
+from backbones.fast.weight_cache import WeightCache
 
 # Outputs and inputs of a tile in each direction.
 _STEP, _TILE = 4, 6
@@ -28,90 +32,128 @@ _STEP, _TILE = 4, 6
 # one with the smallest error, 2e-6 of the largest output. The usual 0, 1, -1, 2, -2 leaves 8e-6.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
-# Smaller weights and smaller maps lose more in the transformations than the products gain (docs/benchmarks.md).
-_MIN_WEIGHTS = 256 * 256
-_MIN_TILES = 128
-_MIN_OUTPUTS = 14  # of the 16 of a tile, on average: what lies beyond the edge is computed for nothing
+
+class _Limits(NamedTuple):
+    """From which size on the products gain more than the transforms cost.
+
+    Attributes:
+        weights: Least product of input and output channels.
+        tiles: Least number of tiles.
+        outputs: Least average number of outputs in a tile, of 16: what lies beyond the edge is computed for nothing.
+        products: Least product of channels and tiles.
+    """
+
+    weights: int
+    tiles: int
+    outputs: int
+    products: int
+
+
+# Measured on processors with AVX512 and with AVX2 (docs/benchmarks.md); all others take the stricter limits.
+_LIMITS = {'AVX512': _Limits(weights=256 * 256, tiles=128, outputs=14, products=1 << 23)}
+_OTHER_LIMITS = _Limits(weights=256 * 256, tiles=128, outputs=14, products=1 << 24)
+
+
+def _limits() -> _Limits:
+    return _LIMITS.get(torch.backends.cpu.get_cpu_capability(), _OTHER_LIMITS)
+
+
 # Sums at the points, and inputs at the points, that are held at a time. Together below the 32 MiB from which the C
 # library maps and unmaps every block of memory anew.
 _SUM_BYTES = 20 << 20
 _INPUT_BYTES = 12 << 20
 
-# A module with hooks (weight norm is made of one) is more than a convolution.
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-
 
 class WinogradConv2d(nn.Conv2d):
     """A 3 x 3 convolution of stride 1 and padding 1 that equals PyTorch's up to rounding, and so do its gradients.
 
-    PyTorch's own convolution computes what would not gain: small maps, other devices and data types, and what is
-    recorded as a graph. The weights at the points take four times the memory of the weights; where no gradient is
-    asked for they are kept until the weights change.
+    Where tiles are not faster, PyTorch's own convolution is called: for small maps, on other devices, for other data
+    types, and while a graph is recorded. Without gradients the transformed weights are kept, in four times the memory
+    of the weights, and computed again when the weights have changed in whatever way; training starts by freeing them.
+    Second derivatives are not available: asking for one raises an error.
 
     Args:
         conv: One that :meth:`suits`. Its parameters are used, not copied.
+        for_inference: Refuse to compute where a gradient would be asked for.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, *, for_inference: bool = False) -> None:
         channels = conv.in_channels, conv.out_channels
         super().__init__(*channels, 3, padding=1, bias=conv.bias is not None, device='meta')
         self.weight, self.bias = conv.weight, conv.bias
+        self.for_inference = for_inference
+        self._transformed = WeightCache(_weight_at_points)
         self.train(conv.training)
-        self._weight_at_points = Derived(_weight_at_points)
 
     @staticmethod
     def suits(module: nn.Module) -> bool:
-        """Whether a module is a convolution of the kind that this one computes, with weights enough to gain."""
+        """Whether a module is a convolution of the kind that this one computes, with enough channels to be faster."""
         return (
-            type(module) is nn.Conv2d
+            is_plain(module, nn.Conv2d)
             and module.kernel_size == (3, 3)
             and module.stride == module.padding == module.dilation == (1, 1)
             and module.groups == 1
             and module.padding_mode == 'zeros'
-            and module.in_channels * module.out_channels >= _MIN_WEIGHTS
-            and not any(getattr(module, kind) for kind in _HOOKS)
+            and module.in_channels * module.out_channels >= _limits().weights
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, O, H, W)``."""
-        if not self._gains(x):
+        if self.for_inference:
+            refuse_gradients(self, (x,))
+        if not self.is_faster(x):
             return super().forward(x)
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, self.weight, self.bias)):
             return _Convolution.apply(x, self.weight, self.bias)
-        return _convolve(x, self._weight_at_points.of(self.weight), self.bias)
+        return _convolve(x, self._transformed.of(self.weight), self.bias)
 
-    def _gains(self, x: Tensor) -> bool:
-        if x.dim() != 4 or is_recorded():
+    def is_faster(self, x: Tensor) -> bool:
+        """Whether the convolution of ``x`` ``(N, C, H, W)`` in tiles takes less time than PyTorch's."""
+        if x.dim() != 4 or x.numel() == 0 or is_recorded():
             return False
+        limits = _limits()
         tiles = len(x) * _num_tiles(x.shape[2]) * _num_tiles(x.shape[3])
         return (
-            x.device.type == 'cpu'
+            type(x) in (Tensor, nn.Parameter)  # others, such as fake tensors, may hold no values
+            and x.device.type == self.weight.device.type == 'cpu'
             and x.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled('cpu')
-            and tiles >= _MIN_TILES
-            and len(x) * x.shape[2] * x.shape[3] >= _MIN_OUTPUTS * tiles
+            and autocast_dtype(x) is None
+            and tiles >= limits.tiles
+            and tiles * self.in_channels * self.out_channels >= limits.products
+            and len(x) * x.shape[2] * x.shape[3] >= limits.outputs * tiles
         )
 
+    def train(self, mode: bool = True) -> 'WinogradConv2d':
+        """Set the mode, and free what was kept."""
+        self._transformed.drop()
+        return super().train(mode)
 
-def use_winograd(model: nn.Module) -> int:
+    def _apply(self, *args: Any, **kwargs: Any) -> 'WinogradConv2d':  # of to(), half(), cuda() ...
+        self._transformed.drop()
+        return super()._apply(*args, **kwargs)
+
+
+def use_winograd(model: nn.Module, *, for_inference: bool = False) -> int:
     """Replace every convolution of a model that suits, in place. Parameters and their names stay.
 
     Args:
         model: Any module.
+        for_inference: See :class:`WinogradConv2d`.
 
     Returns:
         How many layers were replaced.
     """
-    suited = {module: WinogradConv2d(module) for module in model.modules() if WinogradConv2d.suits(module)}
+    suited = [module for module in model.modules() if WinogradConv2d.suits(module)]
+    new = {module: WinogradConv2d(module, for_inference=for_inference) for module in suited}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if child in suited:
-                parent.register_module(name, suited[child])
-    return len(suited)
+            if child in new:
+                parent.register_module(name, new[child])
+    return len(new)
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution with its gradients, which are convolutions of the same kind and as cheap."""
+    """The convolution with its gradients, which are computed in tiles as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -140,7 +182,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         sums = x.new_empty(_TILE * _TILE, weight.shape[1], tiles.number)
         for part, values in _at_points(band, above, tiles):
             torch.baddbmm(sums, weight[..., part], values, beta=float(part.start > 0), out=sums)
-        _carry_back(sums, bias, out, tiles)
+        _transform_back(sums, bias, out, tiles)
     return y
 
 
@@ -175,7 +217,7 @@ def _tiles(y: Tensor) -> _Tiles:
 
 
 def _bands(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Cut inputs and outputs alike into several images, or rows of one, so that the sums at the points stay small.
+    """Split inputs and outputs alike into groups of images or bands of one, to keep the sums at the points small.
 
     Yields:
         Inputs with one row above and below, where the image has one; how many rows of padding it lacks above; outputs.
@@ -190,7 +232,7 @@ def _bands(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
 
 
 def _at_points(band: Tensor, above: int, tiles: _Tiles) -> Iterator[tuple[slice, Tensor]]:
-    """Carry the inputs to the points, some channels at a time.
+    """Transform the inputs to the points, some channels at a time.
 
     Args:
         band: ``(N, C, at most 4 * rows + 2, W)``.
@@ -212,8 +254,8 @@ def _at_points(band: Tensor, above: int, tiles: _Tiles) -> Iterator[tuple[slice,
         yield part, F.conv2d(given, _input_transform(), stride=_STEP).flatten(2).transpose(0, 1)
 
 
-def _carry_back(sums: Tensor, bias: Tensor | None, out: Tensor, tiles: _Tiles) -> None:
-    """Sums at the points ``(36, O, T)`` into outputs ``(N, O, H, W)``."""
+def _transform_back(sums: Tensor, bias: Tensor | None, out: Tensor, tiles: _Tiles) -> None:
+    """Transform sums at the points ``(36, O, T)`` into outputs ``(N, O, H, W)``."""
     n, channels, h, w = out.shape
     y = torch.mm(_output_transform(), sums.flatten(1))  # (16, O * T)
     y = y.view(_STEP, _STEP, channels, tiles.rows, tiles.columns).permute(2, 3, 0, 4, 1)  # (O, rows, 4, columns, 4)
@@ -225,7 +267,7 @@ def _carry_back(sums: Tensor, bias: Tensor | None, out: Tensor, tiles: _Tiles) -
 
 
 def _outputs_at_points(of_out: Tensor, tiles: _Tiles) -> Tensor:
-    """Gradient of outputs ``(N, O, H, W)`` to that of the sums at the points ``(36, O, T)``."""
+    """From the gradient of the outputs ``(N, O, H, W)`` that of the sums at the points ``(36, O, T)``."""
     n, channels, h, w = of_out.shape
     padded = of_out.new_zeros(channels, tiles.rows * _STEP, n, tiles.pitch)
     padded[:, :h, :, :w] = of_out.permute(1, 2, 0, 3)
@@ -244,19 +286,19 @@ def _weight_at_points(weight: Tensor) -> Tensor:
 
 @cache
 def _weight_transform() -> Tensor:
-    """Matrix ``(36, 9)`` that carries weights to the points."""
+    """Matrix ``(36, 9)`` that transforms weights to the points."""
     return _in_both_directions(_transforms()[1])
 
 
 @cache
 def _input_transform() -> Tensor:
-    """Weights ``(36, 1, 6, 6)`` of the convolution that carries tiles of one channel to the points."""
+    """Weights ``(36, 1, 6, 6)`` of the convolution that transforms tiles of one channel to the points."""
     return _in_both_directions(_transforms()[2]).view(-1, 1, _TILE, _TILE)
 
 
 @cache
 def _output_transform() -> Tensor:
-    """Matrix ``(16, 36)`` that carries sums at the points back to a tile of outputs."""
+    """Matrix ``(16, 36)`` that transforms sums at the points into a tile of outputs."""
     return _in_both_directions(_transforms()[0])
 
 
@@ -266,10 +308,11 @@ def _in_both_directions(matrix: np.ndarray) -> Tensor:
 
 @cache
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices of the filtering in one direction: outputs from points (4, 6), weights (6, 3) and inputs (6, 6) to them.
+    """Matrices of the transforms in one direction: outputs from points (4, 6), weights (6, 3), inputs (6, 6) to points.
 
-    Evaluation at the points (Vandermonde) carries weights, and, transposed, the sums; interpolation through them
-    (Lagrange polynomials, their denominators moved to the weights), transposed, the inputs.
+    Weights are evaluated at the points (a Vandermonde matrix); the same matrix, transposed, gives the outputs from the
+    sums. Inputs take the transposed interpolation through the points (Lagrange polynomials, whose denominators are
+    moved to the weights).
     """
     points = np.array(_POINTS)
     infinity = np.eye(_TILE)[-1:]

@@ -1,0 +1,34 @@
+"""Fused models are for inference: :func:`refuse_gradients`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.fast.recording import is_recorded
+
+
+def refuse_gradients(module: nn.Module, inputs: Any) -> None:
+    """Raise if a gradient would be asked of a module of a fused model; a forward pre-hook.
+
+    Some of its operations pass gradients on and others do not, which depends on the sizes of the maps.
+
+    Args:
+        module: Any.
+        inputs: Its arguments.
+
+    Raises:
+        ValueError: Gradients are enabled, and an input or a parameter requires one.
+    """
+    if not torch.is_grad_enabled() or is_recorded():
+        return
+    cause = None
+    if any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+        cause = 'its input requires a gradient'
+    elif any(parameter.requires_grad for parameter in module.parameters()):
+        cause = 'a parameter requires a gradient'
+    if cause is not None:
+        raise ValueError(
+            f'A fused model has no gradients, but {cause}.\n'
+            'Train the model that was fused, or call the fused one under torch.no_grad().'
+        )

@@ -1,0 +1,52 @@
+"""Whether a layer computes what its class says, and nothing else.
+
+What is computed in another form than by calling the layers one after the other must not pass over what somebody has
+put around one of them: a hook, an adapter, a parametrization, a class of its own.
+"""
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of exactly one of some classes, with nothing around it.
+
+    Args:
+        module: Any.
+        *kinds: Classes; any class if none is given.
+    """
+    return (not kinds or type(module) in kinds) and not _has_more(module)
+
+
+def _has_more(module: nn.Module) -> bool:
+    return (
+        any(getattr(module, kind) for kind in _HOOKS)
+        or 'forward' in vars(module)  # a method that was replaced on this object alone
+        or parametrize.is_parametrized(module)
+    )
+
+
+def is_plain_mlp(mlp: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether an MLP computes ``fc2(act(fc1(x)))`` from plain linear layers or 1 x 1 convolutions.
+
+    Args:
+        mlp: Any module.
+        kind: A class with ``fc1``, ``act`` and ``fc2``; its other parts must do nothing.
+    """
+    if not is_plain(mlp, kind) or not all(is_linear(layer) for layer in (mlp.fc1, mlp.fc2)):
+        return False
+    return all(_does_nothing(part) for name, part in mlp.named_children() if name not in ('fc1', 'act', 'fc2'))
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a module is a plain linear layer, or a convolution that is one at each position."""
+    if is_plain(layer, nn.Conv2d):
+        return layer.kernel_size == layer.stride == (1, 1) and layer.padding in ((0, 0), 'same') and layer.groups == 1
+    return is_plain(layer, nn.Linear)
+
+
+def _does_nothing(part: nn.Module) -> bool:
+    is_off = isinstance(part, nn.Dropout) and (part.p == 0 or not part.training)
+    return is_plain(part, nn.Identity, nn.Dropout) and (is_off or isinstance(part, nn.Identity))
