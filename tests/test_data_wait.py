@@ -147,7 +147,3 @@ def test_real_run(is_slow, tiny_data, tiny_options, tiny_config_files, tmp_path,
     lines = [line for line in capsys.readouterr().out.splitlines() if 'loading data takes' in line]
     assert len(lines) == is_slow
     assert all('with num_workers=0: start with --cfg-options train_dataloader.num_workers=' in line for line in lines)
-
-
-def test_number_of_cases():
-    assert (len(WAITS), len(REMEDIES)) == (8, 6)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from leaves import BY_NAME
+from leaves import BY_NAME, parts_of
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_sets import reduce
@@ -17,6 +17,8 @@ MODELS_TO_FUSE = [
     'mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160',
     'upernet_inceptionnext-a_450i_mini-128x128',
     'mask-rcnn_fasternet-t0_fpn_1x_coco',
+    'cascade-mask-rcnn_inceptionnext-t_fpn_amp-ms-crop-3x_coco',
+    'retinanet_inceptionnext-a_fpn_1x_coco',
     'semantic-fpn_fasternet-t0_8xb4-40k_ade20k-512x512',
 ]
 
@@ -66,5 +68,6 @@ def test_raw_outputs_agree(name):
         assert ((got - expected).norm() / expected.norm()).item() < 1e-4
 
 
-def test_number_of_models():
-    assert len(MODELS_TO_FUSE) == 4
+def test_every_method_is_fused():
+    methods = {parts_of(name)['method'] for name in BY_NAME}
+    assert {parts_of(name)['method'] for name in MODELS_TO_FUSE} == methods - {'classifier'}

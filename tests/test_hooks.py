@@ -99,10 +99,6 @@ def test_batches_go_on_where_the_run_stopped(kind: str, count: int, start: dict[
     assert len(set(numbers)) == len(numbers), 'two samples would get the same augmentation'
 
 
-def test_number_of_sampler_cases() -> None:
-    assert len(SAMPLER_CASES) == 5
-
-
 def test_seeded_dataset_repeats_a_draw_and_passes_on_the_rest() -> None:
     dataset = SeededDataset(Numbers(), seed=1)
     (first, second, *_), *_ = batches('endless', 1)
@@ -264,7 +260,3 @@ VALUES = [
 def test_option_values(text: str, value: Any) -> None:
     (got,) = parse_options([text]).values()
     assert got == value and type(got) is type(value)
-
-
-def test_number_of_cases() -> None:
-    assert (len(LOSSES), len(LATEST), len(VALUES)) == (4, 5, 11)
