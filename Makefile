@@ -8,7 +8,8 @@ LOG := $(VENV)/install.log
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
-# One process per core, up to eight, each with one thread; a file stays in one process, which makes what its tests share once.
+# One process per core, up to eight, each with one thread; a file stays in one process, which makes what its tests
+# share once.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: venv demo test test-slow test-onedl lint
