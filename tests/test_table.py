@@ -25,7 +25,6 @@ from dense.analysis.table import (
     table_leaves,
     update,
 )
-from dense.console.tables import markdown, plain
 from dense.errors import UserError
 
 OWN = {'real data at small size', 'mini data set'}
@@ -122,10 +121,3 @@ def test_update_and_check(model, tmp_path, monkeypatch):
 def test_missing_markers(text):
     with pytest.raises(UserError, match='markers'):
         replace_between(text, '')
-
-
-def test_text_tables():
-    rows = [['a', '1'], ['long name', '20.5']]
-    assert plain(rows, header=['x', 'y']) == 'x             y\na             1\nlong name  20.5'
-    assert plain([]) == ''
-    assert markdown(rows, header=['x', 'y'], numbers=[1]).splitlines()[1:3] == ['| --- | --: |', '| a | 1 |']
