@@ -8,10 +8,11 @@ LOG := $(VENV)/install.log
 # Quiet on the screen, everything in the log; what went wrong is shown.
 PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }; }; run
 
-# One process per core, up to eight, each with one thread; a file stays in one process, as some count their cases.
+# One process per core, up to eight, each with one thread; a file stays in one process, which makes what its tests
+# share once.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv demo test test-slow test-onedl lint
+.PHONY: venv demo test test-slow test-onedl coverage lint
 
 venv: $(STAMP)
 
@@ -41,6 +42,10 @@ test-slow: $(STAMP)
 
 test-onedl: .venv-onedl/.installed
 	@OMP_WAIT_POLICY=passive .venv-onedl/bin/python -m pytest -m smoke
+
+coverage: $(STAMP)
+	@$(TEST) -m 'not slow' --cov --cov-report=json
+	@$(PY) .ci/coverage_by_room.py work_dirs/coverage.json
 
 lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib

@@ -187,7 +187,7 @@ def test_models_in_processes_of_their_own():
         assert found.batch == 2 and found.shape == (3, 64, 64) and found.flops > 0
         assert [len(turn) for turn in found.turns] == [2, 2, 2]
         assert len(found.faults) == len(found.peak_growth) == 3
-        assert all(0 < step < 60 for turn in found.turns for step in turn)
+        assert all(step > 0 for turn in found.turns for step in turn)
     assert result.notes == ([f'{names[0]}: freed memory is kept'] if sys.platform == 'linux' else [])
     assert all(name in as_text(result) for name in names)
 

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -227,13 +226,6 @@ def test_doctor_with_a_broken_package(tmp_path: Path) -> None:
     assert 'Traceback' not in done.stdout + done.stderr
 
 
-def test_help_is_quick(tmp_path: Path) -> None:
-    start = time.perf_counter()
-    done = run(DOCTOR, '--help', cwd=tmp_path)
-    assert done.returncode == 0 and 'Exit status' in done.stdout
-    assert time.perf_counter() - start < 3
-
-
 @pytest.mark.parametrize('width', [80, 100, 120])
 def test_the_page_fits_its_width_and_commands_stay_whole(width: int, sound: EnvironmentReport) -> None:
     command = 'python -m pip uninstall -y ' + ' '.join(f'distribution-{i}' for i in range(12))
@@ -251,5 +243,7 @@ def test_the_page_fits_its_width_and_commands_stay_whole(width: int, sound: Envi
     assert not report.ok
 
 
-def test_number_of_cases() -> None:
-    assert (len(DUPLICATES), len(UNSUPPORTED), len(environment.MODULES)) == (8, 7, 9)
+def test_every_module_is_tried() -> None:
+    assert {module for module, *_ in DUPLICATES} == set(environment.WITHOUT_DEPENDENCIES)
+    # An older torch or torchvision is one half of a pair that does not belong together, too.
+    assert {module for _, module, *_ in UNSUPPORTED} == set(environment.MODULES) - {'torch', 'torchvision'}

@@ -65,7 +65,7 @@ leaves = pytest.mark.parametrize('name', sorted(BY_NAME))
 
 def test_every_row_of_the_tables_has_its_leaf():
     expected = [name for names in EXPECTED.values() for name in names]
-    assert len(expected) == len(set(expected)) == 93
+    assert len(expected) == len(set(expected))
     assert sorted(BY_NAME) == sorted(expected)
 
 
@@ -205,7 +205,6 @@ def test_leaf_is_bases_and_wiring(path):
 def test_no_leaf_is_inherited():
     inherited = [base for path in FILES for base in bases_of(path)]
     assert set(inherited) <= set(BASES)
-    assert set(inherited) == {path for path in BASES if path in inherited}
     unused = [path for path in BASES if path not in inherited]
     assert not unused, f'bases that nothing inherits: {unused}'
 

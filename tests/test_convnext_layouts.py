@@ -143,7 +143,6 @@ def test_variants_compute_what_the_papers_define(arch):
 
 
 def test_every_variant_was_compared():
-    assert len(VARIANTS) == 8
     assert {*VARIANTS, 'small', 'base'} == set(ConvNeXt.ARCHS)
 
 
@@ -325,7 +324,3 @@ def test_impossible_archs_say_what_is_allowed(arch, message):
         ConvNeXt(arch)
     cause, remedy = str(caught.value).split('\n')
     assert cause and remedy
-
-
-def test_cases_were_counted():
-    assert len(LAYOUTS) == 7 and len(MIX_UPS) == 3 and len(BAD_ARCHS) == 5

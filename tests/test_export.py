@@ -16,6 +16,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
+from product import FAMILIES
 from tiny_sets import reduce
 from torch import nn
 from torchvision.ops import box_iou
@@ -40,6 +41,10 @@ BACKBONES = {
     'ConvNeXt': lambda: ConvNeXt(dict(dims=SMALL['dims'], depths=SMALL['depths']), layer_scale_init_value=0.5),
     'FasterNet': lambda: FasterNet('t0'),
 }
+
+
+def test_every_family_is_exported() -> None:
+    assert set(BACKBONES) == {family.__name__ for family in FAMILIES}
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -350,7 +355,3 @@ def test_other_detectors_are_refused() -> None:
     with pytest.raises(UserError, match='cannot be exported'):
         choose_graph(model)
     assert isinstance(choose_graph(model.eval(), backbone=True), BackboneGraph)
-
-
-def test_number_of_cases() -> None:
-    assert len(SIZES) == 3 and len(BACKBONES) == 3 and len(DIMS) == 3

@@ -146,10 +146,6 @@ def test_every_segmentor_uses_it(name):
     assert 'dense.evaluation.mean_iou' in cfg.custom_imports.imports
 
 
-def test_number_of_cases():
-    assert (len(MAPS), len(OPTIONS), len(SEGMENTORS)) == (10, 4, 24)
-
-
 @pytest.mark.slow
 def test_no_slower_than_a_bincount():
     """Processor time of one thread on maps of ADE20K's usual size, interleaved, medians."""

@@ -162,7 +162,3 @@ def test_levels_that_do_not_fit_the_pixels_are_named() -> None:
     value, shapes, places, weights = inputs_of('pyramid', 'inside', 1)
     with pytest.raises(ValueError, match='value has 30 pixels, but the levels'):
         multi_scale_deformable_attn_pytorch(value[:, 1:], shapes, places, weights)
-
-
-def test_how_many_cases_there_are() -> None:
-    assert (len(CASES), len(GRADCHECK_CASES)) == (18, 4)

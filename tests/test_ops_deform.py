@@ -234,7 +234,3 @@ def test_bias_of_the_first_version_is_refused() -> None:
     tensors, _ = tensors_of('plain', 'v1', 'small')
     with pytest.raises(ValueError, match='bias is True'):
         deform_conv2d(*tensors, padding=1, bias=True)
-
-
-def test_how_many_cases_there_are() -> None:
-    assert (len(CASES), len(KERNEL_CASES), len(GRADCHECK_CASES), len(WRONG)) == (96, 24, 4, 5)

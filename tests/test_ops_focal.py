@@ -157,7 +157,3 @@ WRONG = [
 def test_a_wrong_input_is_named(kind: str, logits, targets, weight, reduction: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(kind)(logits, targets, 2.0, 0.25, weight, reduction)
-
-
-def test_how_many_cases_there_are() -> None:
-    assert (len(CASES), len(WRONG)) == (72, 5)

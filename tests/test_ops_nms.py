@@ -211,7 +211,3 @@ def test_bbox_overlaps(mode: str, aligned: bool, offset: int) -> None:
                 other = (b[2] - b[0] + offset) * (b[3] - b[1] + offset)
                 expected = expected * (own + other) / (1 + expected) / own
             assert result[(i,) if aligned else (i, j)] == pytest.approx(expected, abs=1e-5)
-
-
-def test_how_many_cases_there_are() -> None:
-    assert (len(NMS_CASES), len(SOFT_CASES), len(BATCHED_CASES), len(KINDS)) == (72, 54, 10, 9)

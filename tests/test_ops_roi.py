@@ -293,7 +293,3 @@ def test_detectors_pool_with_exact_regions_in_half_precision(dtype: torch.dtype,
     result.sum().backward()
     assert result.dtype == dtype and all(torch.isfinite(feat.grad).all() for feat in feats[:1])
     torch.testing.assert_close(result, exact.to(dtype))
-
-
-def test_how_many_cases_there_are() -> None:
-    assert (len(REGIONS), len(ALIGN_CASES), len(KERNEL_CASES), len(GRADCHECK_CASES)) == (7, 56, 21, 5)

@@ -238,10 +238,6 @@ def test_tensors_without_values_keep_the_kernel() -> None:
         assert roi_align(features.contiguous(memory_format=torch.channels_last), rois, 3, SCALE).shape == (6, 40, 3, 3)
 
 
-def test_how_many_cases_there_are() -> None:
-    assert (len(REGIONS), len(SIZES), len(CASES), len(LAYOUTS), len(TOLERANCE)) == (8, 3, 192, 2, 2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_rows_take_less_than_half_of_the_kernel_s_time(layout) -> None:

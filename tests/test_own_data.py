@@ -154,7 +154,3 @@ def test_coco_categories_become_the_classes(tmp_path):
     labels = [instance['bbox_label'] for instance in dataset.get_data_info(0)['instances']]
     assert [dataset.metainfo['classes'][label] for label in labels] == ['bolt', 'nut']
     assert len(dataset.metainfo['palette']) == 2
-
-
-def test_number_of_cases():
-    assert (len(GOOD_FOLDER), len(BAD_FOLDER), len(BAD_COCO)) == (5, 9, 5)

@@ -57,9 +57,8 @@ OWN = [name for name in NAMES if parts_of(name)['arch'] in BACKBONES]  # all but
 
 
 def test_every_row_is_covered():
-    assert (len(SWIN), len(CONVNEXT), len(SGD), len(FPN)) == (7, 3, 1, 11)
     assert sorted(RECIPE) == sorted(NAMES)
-    assert sorted(DROP_PATH) == sorted(OWN) and len(OWN) == 20
+    assert sorted(DROP_PATH) == sorted(OWN)
     assert sorted(BACKBONE_PARAMETERS) == sorted({parts_of(name)['arch'] for name in NAMES})
     assert sorted(PUBLISHED) == sorted(
         name for name in NAMES if not re.search('fasternet|inceptionnext-a|upernet_r50', name)

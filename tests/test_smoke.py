@@ -286,7 +286,3 @@ def test_trains_and_tests_in_mixed_precision(task: str, tmp_path: Path) -> None:
     losses = logged(tmp_path / 'run', 'loss')
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-
-
-def test_number_of_cases() -> None:
-    assert len(TASKS) == 2

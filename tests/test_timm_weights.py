@@ -161,7 +161,3 @@ def test_timms_own_weights_are_loaded_strictly(monkeypatch):
     backbone.init_weights()
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, state[name.removeprefix('body.')])
-
-
-def test_cases_were_counted():
-    assert len(DAMAGES) == 4

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _test(args: argparse.Namespace) -> None:
-    from dense.console.progress import table
+    from dense.console.tables import named_numbers
     from dense.engine.launch import load_config, test
     from dense.engine.options import parse_options
 
@@ -42,7 +42,7 @@ def _test(args: argparse.Namespace) -> None:
         launcher=args.launcher,
     )
     metrics = test(cfg, args.checkpoint, out=args.out, show_dir=args.show_dir, tta=args.tta)
-    print(table(metrics))
+    print(named_numbers(metrics) or 'no metrics')
     for what, place in (('metrics', args.out), ('pictures', args.show_dir)):
         if place:
             print(f'{what}: {place}')

@@ -20,7 +20,8 @@ README, MODELS_PAGE = PROJECT / 'README.md', PROJECT / 'docs' / 'models.md'
 START, END = '<!-- models: written by tools/table.py -->', '<!-- /models -->'
 NONE = ''
 HEADER = ('backbone', 'config', 'params M', 'published', 'MACs G', 'published', 'published score')
-README_HEADER = ('method', 'config', 'params M', 'published', 'MACs G', 'published', 'published score')
+README_HEADER = ('method', *HEADER[1:])
+TEXTS = (0, 1, 6)  # columns
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def readme_table(models: Sequence[Model]) -> str:
         for m in _by_size([m for m in models if group.holds(m.path)])
     ]
     notes = dict.fromkeys(m.published.undercount for m in models if m.published and m.published.undercount)
-    lines = [markdown(rows, header=README_HEADER, numbers=range(2, 6)), PARENTHESES]
+    lines = [markdown(rows, header=README_HEADER, texts=TEXTS), PARENTHESES]
     return '\n\n'.join([*lines, *(FASTERNET_COUNT.format(note) for note in notes)])
 
 
@@ -196,7 +197,7 @@ def _section(group: Group, models: Sequence[Model]) -> str:
     lines = [
         f'## {group.title}',
         'MACs at ' + ' and '.join(f'{height}x{width}' for height, width in shapes) + '.',
-        markdown([row(m) for m in found], header=HEADER, numbers=range(2, 6)),
+        markdown([row(m) for m in found], header=HEADER, texts=TEXTS),
     ]
     notes = dict.fromkeys(m.published.undercount for m in found if m.published and m.published.undercount)
     return '\n\n'.join([*lines, *(FASTERNET_COUNT.format(note) for note in notes), *_speeds(found)])
@@ -208,7 +209,7 @@ def _speeds(models: Sequence[Model]) -> list[str]:
     rows = [[label, *(f'{speed[d]:g}' if d in speed else NONE for d in devices)] for label, speed in timed]
     if not rows:
         return []
-    return ['Published speed:', markdown(rows, header=['backbone', *devices], numbers=range(1, len(devices) + 1))]
+    return ['Published speed:', markdown(rows, header=['backbone', *devices])]
 
 
 def _by_size(models: Sequence[Model]) -> list[Model]:

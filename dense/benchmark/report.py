@@ -1,7 +1,7 @@
 """The benchmark's result as tables for the screen, as Markdown and as JSON."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -15,8 +15,6 @@ NAME_WIDTH = 30  # longer names are listed below the tables
 SUFFIXES = ('.json', '.md')
 SPEED = ('model', 'layout', 'batch', 'img/s', 'ms/step')
 WORK = ('model', 'GFLOP/s', 'of GEMM', 'faults/step', 'peak MiB')
-
-Draw = Callable[[Sequence[Sequence[str]], Sequence[str]], str]
 
 
 def check_out(path: str | Path) -> None:
@@ -39,18 +37,12 @@ def write(result: Result, path: str | Path) -> None:
 
 def as_text(result: Result) -> str:
     """Return a result for a screen of 80 columns."""
-    return '\n\n'.join([_setup(result), *_tables(result, lambda rows, header: plain(rows, header=header))])
+    return '\n\n'.join([_setup(result), *_tables(result, plain)])
 
 
 def as_markdown(result: Result) -> str:
     """Return a result as Markdown."""
-
-    def draw(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-        return markdown(
-            rows, header=header, numbers=[i for i, name in enumerate(header) if name not in ('model', 'layout')]
-        )
-
-    return '\n\n'.join([_setup(result).replace('\n', '  \n'), *_tables(result, draw)])
+    return '\n\n'.join([_setup(result).replace('\n', '  \n'), *_tables(result, markdown)])
 
 
 def as_json(result: Result) -> str:
@@ -95,13 +87,14 @@ def _fusion(result: Result) -> str:
     return f'batch norms fused: {", ".join(fused)}' if fused else 'batch norms not fused'
 
 
-def _tables(result: Result, draw: Draw) -> list[str]:
+def _tables(result: Result, draw: Callable[..., str]) -> list[str]:
     best = result.best()
     labels, legend = _labels([m.name for m in best])
     gemm = median(result.gemm)
+    speed_header = [*SPEED, *(['ratio'] if result.baseline else [])]
     tables = [
-        draw([[labels[m.name], *_speed(m, result)] for m in best], [*SPEED, *(['ratio'] if result.baseline else [])]),
-        draw([[labels[m.name], *_work(m, gemm)] for m in best], WORK),
+        draw([[labels[m.name], *_speed(m, result)] for m in best], header=speed_header, texts=(0, 1)),
+        draw([[labels[m.name], *_work(m, gemm)] for m in best], header=WORK),
         f'GEMM: a product of two 2048x2048 matrices, {gemm / 1e9:.0f} GFLOP/s in this run',
     ]
     if result.baseline:

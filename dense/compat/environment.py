@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from dense.console.tables import named_texts
 from dense.cpu.cores import usable_cores
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -107,9 +108,9 @@ class EnvironmentReport:
             width: Number of columns; commands are never broken, so that they can be copied.
         """
         blocks = [
-            _table('Versions', self.versions.items(), width),
-            _table('Machine', self.machine.items(), width),
-            _table(f'Operators of mmcv: {self.origin}', _by_source(self.operators), width),
+            _section('Versions', self.versions.items(), width),
+            _section('Machine', self.machine.items(), width),
+            _section(f'Operators of mmcv: {self.origin}', _by_source(self.operators), width),
             _problem_list(self.problems, width),
         ]
         return '\n\n'.join(block for block in blocks if block)
@@ -362,16 +363,8 @@ def _by_source(operators: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(source, ', '.join(sorted(names))) for source, names in grouped.items()]
 
 
-def _table(title: str, rows: Iterable[tuple[str, str]], width: int) -> str:
-    rows = list(rows)
-    if not rows:
-        return title
-    column = max(len(name) for name, _ in rows) + 2
-    lines = [title]
-    for name, value in rows:
-        wrapped = textwrap.wrap(value, max(width - column - 2, 20), break_on_hyphens=False) or ['']
-        lines.append(f'  {name:<{column}}' + f'\n{" " * (column + 2)}'.join(wrapped))
-    return '\n'.join(lines)
+def _section(title: str, rows: Iterable[tuple[str, str]], width: int) -> str:
+    return '\n'.join([title, textwrap.indent(named_texts(rows, width - 2), '  ')]).rstrip()
 
 
 def _problem_list(problems: tuple[Problem, ...], width: int) -> str:

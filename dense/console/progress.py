@@ -145,9 +145,3 @@ def summary(metrics: dict[str, float]) -> str:
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
     shown = [f'{name} {value:.4g}' for name, value in numbers.items() if not name.endswith(('_75', '_s', '_m', '_l'))]
     return '  '.join(shown) or 'no metrics'
-
-
-def table(metrics: dict[str, float]) -> str:
-    """Return the metrics as lines of name and value."""
-    width = max((len(name) for name in metrics), default=0)
-    return '\n'.join(f'{name:<{width}}  {value:8.4f}' for name, value in metrics.items()) or 'no metrics'

@@ -1,30 +1,75 @@
-"""Tables as text: aligned columns for the screen, Markdown for files."""
+"""Every table that is printed or written: columns of numbers for the screen, Markdown for files, names with texts."""
 
-from collections.abc import Sequence
+import io
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+# rich is imported where it draws: tools/doctor.py makes its page where no package need be installed.
+
+_WIDEST = 10_000  # columns of the screen that rich draws on; no line is broken or cut
 
 
-def plain(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> str:
-    """Return rows as aligned columns: the first to the left, the others, numbers, to the right.
+def plain(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None, texts: Collection[int] = (0,)) -> str:
+    """Return rows as aligned columns.
 
     Args:
         rows: Cells, equally many in each.
         header: Names of the columns.
+        texts: Which columns are aligned to the left; the others, numbers, to the right.
     """
-    lines = [*([header] if header else []), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
-    return '\n'.join(
-        '  '.join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(cells)).rstrip()
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    )
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows and header is None:
+        return ''
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=header is not None)
+    for i, name in enumerate(rows[0] if header is None else header):
+        table.add_column(Text(name), justify='left' if i in texts else 'right', no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    screen = Console(file=io.StringIO(), width=_WIDEST, color_system=None, force_jupyter=False)
+    with screen.capture() as drawn:
+        screen.print(table)
+    return '\n'.join(line.rstrip() for line in drawn.get().splitlines())
 
 
-def markdown(rows: Sequence[Sequence[str]], *, header: Sequence[str], numbers: Sequence[int] = ()) -> str:
-    """Return a Markdown table.
+def named_numbers(values: Mapping[str, float], *, digits: int = 4) -> str:
+    """Return lines of name and number.
+
+    Args:
+        values: Name -> number.
+        digits: Behind the point.
+    """
+    return plain([[name, f'{value:.{digits}f}'] for name, value in values.items()])
+
+
+def named_texts(rows: Iterable[tuple[str, str]], width: int) -> str:
+    """Return names with their texts beside them, or below where the names take half of the width. No word is broken.
+
+    Args:
+        rows: Names and texts.
+        width: Number of columns.
+    """
+    rows = list(rows)
+    longest = max((len(name) for name, _ in rows), default=0)
+    is_beside = longest + 2 <= width // 2
+    indent = ' ' * (longest + 2 if is_beside else 4)
+    blocks = []
+    for name, text in rows:
+        start = name.ljust(len(indent)) if is_beside else f'{name}\n{indent}'
+        lines = textwrap.wrap(text, width - len(indent), break_on_hyphens=False, break_long_words=False)
+        blocks.append((start + f'\n{indent}'.join(lines)).rstrip())
+    return '\n'.join(blocks)
+
+
+def markdown(rows: Sequence[Sequence[str]], *, header: Sequence[str], texts: Collection[int] = (0,)) -> str:
+    """Return a Markdown table; its cells are not padded, so that a changed cell changes one line of a file.
 
     Args:
         rows: Cells, equally many in each; without ``|``.
         header: Names of the columns.
-        numbers: Which columns are aligned to the right.
+        texts: As in :func:`plain`.
     """
-    rule = ['--:' if i in numbers else '---' for i in range(len(header))]
+    rule = ['---' if i in texts else '--:' for i in range(len(header))]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, rule, *rows))

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import torch
 from mmengine.config import Config, ConfigDict
 from rich.markup import escape
-from rich.table import Table
 
 from backbones import InceptionNeXt
 from dense.console.output import console, notice
 from dense.console.progress import ProgressBarHook, clock
+from dense.console.tables import plain
 from dense.data.mini import write_crops, write_mini
 from dense.demo.pretrain import Pretrained, pretrain
 from dense.engine.checkpoint import latest_checkpoint
@@ -168,13 +168,9 @@ def _headline(number: int, text: str) -> None:
 
 
 def _show(scores: list[Score], root: Path, seconds: float) -> None:
-    table = Table(title=f'On the held-out scenes, after {clock(seconds)} minutes', title_justify='left')
-    for heading in ('metric', 'value', 'to reach', ''):
-        table.add_column(heading)
-    for score in scores:
-        mark = 'reached' if score.reached else 'missed'
-        table.add_row(score.name, f'{score.value:.3f}', f'{score.bar:.2f}', mark)
-    console().print(table)
+    rows = [[s.name, f'{s.value:.3f}', f'{s.bar:.2f}', 'reached' if s.reached else 'missed'] for s in scores]
+    console().print(f'\n[bold]On the held-out scenes, after {clock(seconds)} minutes[/bold]')
+    notice(plain(rows, header=['metric', 'value', 'to reach', ''], texts=(0, 3)) + '\n')
     for part in PARTS:
         folder = root / part.folder
         notice(f'{part.title}')

@@ -20,7 +20,7 @@ from mmengine.registry import METRICS
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from dense.console.tables import plain
+from dense.console.tables import named_numbers
 from dense.errors import UserError
 
 BACKENDS: Mapping[str, tuple[Any, Any]] = {
@@ -244,8 +244,7 @@ class DenseCocoMetric(CocoMetric):
     def _by_class(self, metric: str, precision: NDArray[np.float64]) -> dict[str, float]:
         names = [category['name'] for category in self._coco_api.load_cats(self.cat_ids)]
         average = {name: _mean(precision[:, :, i, 0, -1]) for i, name in enumerate(names)}
-        rows = [[name, f'{value:.3f}'] for name, value in average.items()]
-        MMLogger.get_current_instance().info(f'{metric} AP by class\n{plain(rows)}')
+        MMLogger.get_current_instance().info(f'{metric} AP by class\n{named_numbers(average, digits=3)}')
         return {f'{metric}_{name}_precision': value for name, value in average.items()}
 
 
