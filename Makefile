@@ -11,7 +11,7 @@ PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 
 # One process per core, up to eight, each with one thread; a file stays in one process, as some count their cases.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv demo test test-slow test-onedl lint
+.PHONY: venv demo test test-slow test-onedl lint dist
 
 venv: $(STAMP)
 
@@ -44,3 +44,8 @@ test-onedl: .venv-onedl/.installed
 
 lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib
+
+# Source distribution and wheel, built in this environment into dist/ and checked.
+dist: $(STAMP)
+	@$(PY) -m pip --disable-pip-version-check install -q -c constraints.txt --group release
+	@$(PY) -m build --no-isolation && $(PY) -m twine check --strict dist/*

@@ -25,11 +25,11 @@ from dense.data.check import check_paths, fit_classes
 from dense.data.relocate import find_data, replace_data_root
 from dense.engine.checkpoint import latest_checkpoint
 from dense.engine.options import apply_options, check_options, check_top_level
+from dense.engine.project import IS_CLONE, PROJECT, find_config, work_dirs
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
-from dense.errors import UserError, did_you_mean
+from dense.errors import UserError
 
-PROJECT = Path(__file__).resolve().parents[2]
 _run_number = itertools.count()
 
 
@@ -51,8 +51,9 @@ def load_config(
     """Read a config file and lay the user's choices over it.
 
     Args:
-        path: Config file, relative to the current folder or else to the project.
-        work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` of the project by default.
+        path: Config file; see :func:`dense.engine.project.find_config`.
+        work_dir: Where logs and checkpoints go; by default ``work_dirs/<config name>`` of the clone, or below the
+            current folder where there is none.
         data_root: Root of the data, in place of the one that the config names.
         options: Config keys in dotted form and their new values.
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
@@ -75,8 +76,9 @@ def load_config(
         apply_options(cfg, options)
     if data_root is not None:
         replace_data_root(cfg, str(data_root))
-    find_data(cfg, PROJECT)
-    cfg.work_dir = str(work_dir or cfg.get('work_dir') or PROJECT / 'work_dirs' / Path(cfg.filename).stem)
+    if IS_CLONE:
+        find_data(cfg, PROJECT)
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or work_dirs() / Path(cfg.filename).stem)
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
@@ -100,20 +102,6 @@ def load_config(
         deterministic=deterministic or randomness.get('deterministic', False),
     )
     return cfg
-
-
-def find_config(path: str | Path) -> Path:
-    """Return the config file, looked up in the current folder and then in the project.
-
-    Raises:
-        UserError: There is no such file; the remedy names the likely ones.
-    """
-    for candidate in (Path(path), PROJECT / path):
-        if candidate.is_file():
-            return candidate.resolve()
-    files = (PROJECT / 'configs').rglob('*.py')
-    leaves = [str(leaf.relative_to(PROJECT)) for leaf in files if '_base_' not in leaf.parts]
-    raise UserError(f'config file not found: {path}', did_you_mean(str(path), leaves, limit=0))
 
 
 def _read(path: Path) -> Config:
