@@ -12,7 +12,7 @@ PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 
 # share once.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv demo test test-slow test-onedl coverage lint
+.PHONY: venv demo test test-slow test-onedl coverage lint dist
 
 venv: $(STAMP)
 
@@ -49,3 +49,8 @@ coverage: $(STAMP)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib
+
+# Source distribution and wheel, built in this environment into dist/ and checked.
+dist: $(STAMP)
+	@$(PY) -m pip --disable-pip-version-check install -q -c constraints.txt --group release
+	@$(PY) -m build --no-isolation && $(PY) -m twine check --strict dist/*

@@ -14,7 +14,9 @@ import product
 import pytest
 import torch
 
-from dense.engine.launch import find_config, load_config, say_device
+from dense.engine import launch, project
+from dense.engine.launch import load_config, say_device
+from dense.engine.project import config_names, find_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 LEAVES = sorted(
@@ -34,6 +36,7 @@ def tool(name: str) -> Callable[[list[str]], int]:
 # Every command, and options that it has to explain.
 COMMANDS = {
     'benchmark': ['--baseline', '--shape', '+fused'],
+    'configs': ['PATTERN'],
     'complexity': ['--shape', '--all', '--json'],
     'demo': ['--work-dir'],
     'doctor': ['Exit status'],
@@ -112,6 +115,52 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     own.parent.mkdir(parents=True)
     own.write_text('train_cfg = None\n')
     assert find_config(LEAVES[0]) == own
+
+
+@pytest.mark.parametrize('name', ['mini/{}.py', '{}.py', '{}', 'configs/mini/{}.py'])
+def test_configs_are_found_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (leaf,) = config_names('MINI/mask*250i')
+    assert find_config(name.format(Path(leaf).stem)) == PROJECT / leaf
+
+
+def test_an_installation_works_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `data` of an installation is the folder of a package: nothing there may be taken for the user's data.
+    monkeypatch.chdir(tmp_path)
+    for module in (launch, project):
+        monkeypatch.setattr(module, 'IS_CLONE', False)
+    monkeypatch.setattr(launch, 'PROJECT', PROJECT / 'dense')
+    cfg = load_config(PROJECT / config_names('mini/upernet')[0])
+    assert cfg.train_dataloader.dataset.data_root == 'data/mini'
+    assert cfg.work_dir == str(tmp_path / 'work_dirs' / Path(cfg.filename).stem)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'shown'),
+    [
+        ([], 0, 'usage: dense COMMAND'),
+        (['--help'], 0, 'usage: dense COMMAND'),
+        (['--version'], 0, 'dense '),
+        (['trian'], 2, 'did you mean `dense train`?'),
+        (['dance'], 2, "error: there is no command 'dance'"),
+        (['train', '--help'], 0, 'usage: dense train'),
+        (['train', 'no_such_config.py'], 2, 'error: config file not found'),
+        (['train'], 2, 'usage: dense train'),
+        (['configs', 'mini/UPERNET*.py'], 0, 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py\n'),
+        (['configs', 'nothing'], 1, 'no config is named'),
+        (['complexity'], 2, 'give CONFIG, or --all'),
+    ],
+)
+def test_one_command_for_all(arguments: list[str], status: int, shown: str) -> None:
+    command = [sys.executable, '-m', 'tools', *arguments]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=ENV)
+    assert done.returncode == status and shown in done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_the_one_command_knows_every_tool() -> None:
+    listed = importlib.import_module('tools.__main__').COMMANDS
+    assert set(listed) == {path.stem for path in (PROJECT / 'tools').glob('[!_]*.py')}
 
 
 def test_options_change_nothing_else(tiny_config_files: dict[str, str]) -> None:

@@ -35,12 +35,16 @@ def parser(name: str, description: str, epilog: str | None = None) -> argparse.A
     """Return a parser.
 
     Args:
-        name: Of the file.
+        name: Of the command.
         description: One sentence.
         epilog: Printed below the options as it stands.
     """
+    is_file = Path(sys.argv[0]).name == f'{name}.py'
     return argparse.ArgumentParser(
-        prog=name, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f'{name}.py' if is_file else f'dense {name}',
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
@@ -52,7 +56,7 @@ def parse(target: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 def add_config(target: argparse.ArgumentParser) -> None:
     """Add the positional ``CONFIG``."""
-    target.add_argument('config', metavar='CONFIG', help='config file, relative to here or to the project')
+    target.add_argument('config', metavar='CONFIG', help='config file, or the name of one that `dense configs` lists')
 
 
 def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: str) -> None:

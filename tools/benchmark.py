@@ -5,9 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 EPILOG = """\
 MODEL is one of
@@ -15,13 +17,13 @@ MODEL is one of
   timm:resnet50            a model of timm, without its classifier
   configs/.../NAME.py      a whole detector, segmentor or classifier
 and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
-+lean trains it with lean MLPs and AdamW in its fused form; +tuned with all that tools/train.py chooses on a CPU;
++lean trains it with lean MLPs and AdamW in its fused form; +tuned with all that `dense train` chooses on a CPU;
 +cp trains it with activation checkpointing (with_cp=True);
-+onnx exports a backbone as tools/export.py does and runs it in ONNX Runtime on the CPU.
++onnx exports a backbone as `dense export` does and runs it in ONNX Runtime on the CPU.
 configs/.../NAME.py+timm:NETWORK is the config's model with timm's features for its backbone.
 
 The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
-On a CPU: tools/benchmark.py InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
+On a CPU: dense benchmark InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
               --shape 8 3 224 224 --warmup 2 --iters 5
 """
 
@@ -35,18 +37,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('benchmark.py', 'Measure how fast models train or infer, side by side.', EPILOG)
+    parser = _common.parser('benchmark', 'Measure how fast models train or infer, side by side.', EPILOG)
     parser.add_argument('models', nargs='+', metavar='MODEL', help='see below; they take turns')
     parser.add_argument('--baseline', metavar='MODEL', help='print how many times faster the others are than this one')
     parser.add_argument('--mode', choices=('infer', 'train', 'latency'), default='infer', help='default: infer')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=4,
-        metavar=('N', 'C', 'H', 'W'),
-        help='images of a step (default: 128 3 224 224; for a config 1, or 2 in training, of the usual size). '
-        'N is halved until it fits into memory',
+    shape_help = (
+        'images of a step (default: 128 3 224 224; for a config 1, or 2 in training, of the usual size). '
+        'N is halved until it fits into memory'
     )
+    parser.add_argument('--shape', type=int, nargs=4, metavar=('N', 'C', 'H', 'W'), help=shape_help)
     parser.add_argument('--layout', choices=('both', 'first', 'last'), default='both', help='channels (default: both)')
     parser.add_argument('--warmup', type=int, metavar='STEPS', help='default: 10, as the papers (50: latency on a GPU)')
     parser.add_argument('--iters', type=int, metavar='STEPS', help='timed in a turn (default: 40; 200 for latency)')
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--threads', type=int, help="of the CPU (default: PyTorch's choice; 1 for latency)")
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
     parser.add_argument('--optimizer', choices=('sgd', 'adamw'), default='sgd', help='of --mode train (default: sgd)')
-    parser.add_argument('--keep-memory', action='store_true', help='as tools/train.py does, for every model')
+    parser.add_argument('--keep-memory', action='store_true', help='as `dense train` does, for every model')
     parser.add_argument('--apart', action='store_true', help='a process for each; +fused, +lean, +tuned keep memory')
     parser.add_argument('--cpu-time', action='store_true', help='time of all threads, instead of what a clock shows')
     parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')

@@ -5,9 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 EPILOG = """\
 Counted as papers do: one image, 1000 regions for a box head and 100 for a mask head, no NMS; an auxiliary head's
@@ -24,8 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('complexity.py', 'Count parameters and multiply-accumulates, part by part.', EPILOG)
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='config files, relative to here or to the project')
+    parser = _common.parser('complexity', 'Count parameters and multiply-accumulates, part by part.', EPILOG)
+    parser.add_argument(
+        'configs', nargs='*', metavar='CONFIG', help='config files, or names that `dense configs` lists'
+    )
     parser.add_argument('--all', action='store_true', help='every config of the project, one line each')
     parser.add_argument(
         '--shape',
@@ -42,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _count(args: argparse.Namespace) -> None:
-    from dense.analysis.complexity import config_complexity, leaves, overview
+    from dense.analysis.complexity import config_complexity, overview
+    from dense.engine.project import leaves
 
     shape = tuple(args.shape) if args.shape else None
     counts = []

@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
-
-PROJECT = Path(__file__).resolve().parent.parent
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,12 +21,11 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0, 1 where a score stays below its bar, 2 after an error.
     """
     parser = _common.parser(
-        'demo.py', 'Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.'
+        'demo', 'Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.'
     )
     parser.add_argument(
         '--work-dir',
         metavar='DIR',
-        default=str(PROJECT / 'work_dirs' / 'demo'),
         help='folder for everything, emptied first if a demo wrote it (default: work_dirs/demo)',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes and the trainings (default: 0)')
@@ -41,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace) -> list[str]:
     from dense.demo.run import run_demo
+    from dense.engine.project import work_dirs
 
-    return [score.name for score in run_demo(args.work_dir, seed=args.seed) if not score.reached]
+    work_dir = args.work_dir or work_dirs() / 'demo'
+    return [score.name for score in run_demo(work_dir, seed=args.seed) if not score.reached]
 
 
 if __name__ == '__main__':

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 1 where there is a problem.
     """
     epilog = 'Exit status: 0 when all is well, 1 when a problem was found.'
-    _common.parser('doctor.py', __doc__, epilog).parse_args(argv)
+    _common.parser('doctor', __doc__, epilog).parse_args(argv)
     _common.without_registration()  # importing all of it may be what fails
     from dense.compat.environment import check_environment
 

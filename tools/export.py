@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 EPILOG = """\
 The file takes one RGB image, 0..255, of any height and width from 64 pixels on
@@ -14,7 +16,7 @@ The file takes one RGB image, 0..255, of any height and width from 64 pixels on
   a segmentor    labels (1, H, W), or with --logits the scores of all classes (1, classes, H, W)
   Mask R-CNN     boxes (K, 4) in pixels, scores (K,), labels (K,), masks (K, 28, 28) to be laid over the boxes
   --backbone     one map for each output; it takes a normalised image
-Run it with tools/infer.py, which needs neither PyTorch nor this project for ONNX.
+`dense infer` runs an ONNX file without PyTorch and the OpenMMLab packages.
 """
 
 
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('export.py', 'Write a trained model as one file that runs elsewhere.', EPILOG)
+    parser = _common.parser('export', 'Write a trained model as one file that runs elsewhere.', EPILOG)
     _common.add_config(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file with the weights (*.pth)')
     parser.add_argument('--out', required=True, metavar='FILE', help='the file to write: .onnx, or .pt2 for torch')

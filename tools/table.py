@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('table.py', 'Write the tables of models in README.md and docs/models.md (a minute or two).')
+    parser = _common.parser('table', 'Write the tables of models in README.md and docs/models.md (a minute or two).')
     parser.add_argument('--check', action='store_true', help='write nothing; exit status 2 if a table is out of date')
     args = _common.parse(parser, argv)
     return _common.run(lambda: _write(args), args)
@@ -26,8 +28,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace) -> None:
     from dense.analysis.table import describe, outdated, table_leaves, update
+    from dense.engine.project import IS_CLONE
     from dense.errors import UserError
 
+    if not IS_CLONE:
+        raise UserError('the tables stand in the files of a clone, and this is an installation', 'run it in a clone')
     models = [describe(path) for path in table_leaves()]
     if not args.check:
         print('written: ' + (', '.join(path.name for path in update(models)) or 'nothing, all is up to date'))

@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('test.py', 'Evaluate a checkpoint.')
+    parser = _common.parser('test', 'Evaluate a checkpoint.')
     _common.add_config(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file that training saved')
     parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')

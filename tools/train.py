@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools import _common
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('train.py', 'Train a detector, a segmentor or a classifier.')
+    parser = _common.parser('train', 'Train a detector, a segmentor or a classifier.')
     _common.add_config(parser)
     _common.add_run_options(parser, work_dir='logs and checkpoints', example='train_cfg.max_iters=100')
     parser.add_argument(

@@ -30,7 +30,7 @@ from dense.analysis.forward_parts import run_parts
 from dense.analysis.published import COCO, PUBLISHED, UPERNET
 from dense.console.output import quiet_libraries
 from dense.console.tables import plain
-from dense.engine.config import PROJECT, load_config
+from dense.engine.config import load_config
 from dense.errors import UserError
 
 PREPROCESSOR = 'data_preprocessor'
@@ -107,11 +107,6 @@ def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) ->
     """
     cfg = load_config(path)
     return count_model(build_on_meta(cfg), shape or usual_shape(cfg), name=Path(cfg.filename).stem)
-
-
-def leaves() -> list[Path]:
-    """Return the project's config files that can be run, by folder and name."""
-    return sorted(path for path in (PROJECT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
 def overview(counts: Sequence[Complexity]) -> str:

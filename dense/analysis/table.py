@@ -10,10 +10,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dense.analysis.complexity import Complexity, build_on_meta, count_model, leaves, usual_shape
+from dense.analysis.complexity import Complexity, build_on_meta, count_model, usual_shape
 from dense.analysis.published import IN1K_384, PUBLISHED, Published
 from dense.console.tables import markdown
-from dense.engine.config import PROJECT, load_config
+from dense.engine.config import load_config
+from dense.engine.project import PROJECT, leaves
 from dense.errors import UserError
 
 README, MODELS_PAGE = PROJECT / 'README.md', PROJECT / 'docs' / 'models.md'

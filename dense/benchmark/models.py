@@ -4,7 +4,8 @@ Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or o
 archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
 (:mod:`dense.export.fuse_mmcv`); ``+lean``: with lean MLPs (:mod:`backbones.fast.lean_mlp`); ``+tuned``: with all that
 the tools choose for training on a CPU (:mod:`dense.cpu.defaults`); ``+cp``: trained with ``with_cp``; ``+onnx``: a
-backbone of this project exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as PyTorch has.
+backbone of this project exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as
+PyTorch has.
 ``CONFIG+timm:NAME``: the config's model with that network of timm for its backbone.
 """
 

@@ -105,7 +105,7 @@ def _completed(protocol: Protocol) -> Protocol:
     device = protocol.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device == 'cuda' and not torch.cuda.is_available():
         raise UserError(
-            'there is no GPU that PyTorch can use', 'give --device cpu; tools/doctor.py tells what is installed'
+            'there is no GPU that PyTorch can use', 'give --device cpu; `dense doctor` tells what is installed'
         )
     is_latency = protocol.mode == 'latency'
     return replace(

@@ -9,7 +9,8 @@ import importlib.util
 import warnings
 
 from . import extension
-from .environment import EnvironmentReport, Problem, broken_stubs, check_environment, install_command
+from .environment import EnvironmentReport, Problem, broken_stubs, check_environment
+from .supported import install_command
 
 __all__ = ['EnvironmentReport', 'Problem', 'check_environment', 'install']
 

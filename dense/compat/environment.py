@@ -1,7 +1,7 @@
 """What is installed, what runs where, and what is wrong with it.
 
-This file imports nothing but the standard library when it is loaded, so that ``tools/doctor.py`` can run it when the
-packages that it examines are missing or broken.
+This file and what it imports need nothing but the standard library when they are loaded, so that `dense doctor` can run
+it when the packages that it examines are missing or broken.
 """
 
 from __future__ import annotations
@@ -15,48 +15,20 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from dense.compat.supported import (
+    BOUNDS,
+    MODULES,
+    OLDEST_PYTHON,
+    WITHOUT_DEPENDENCIES,
+    install_command,
+    python_pip,
+)
 from dense.console.tables import named_texts
 from dense.cpu.cores import usable_cores
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-# Distribution to (first supported version, first unsupported one). The two families of OpenMMLab packages keep their
-# bounds in pyproject.toml as well, because pip installs them from there; a test compares the two.
-BOUNDS: dict[str, tuple[str, str | None]] = {
-    'torch': ('2.6', None),
-    'torchvision': ('0.21', None),
-    'timm': ('1.0.15', None),
-    'numpy': ('1.26', None),
-    'opencv-python-headless': ('4.9', None),
-    'mmengine': ('0.10.7', '0.11'),
-    'mmcv-lite': ('2.1.0', '2.2'),
-    'mmcv': ('2.1.0', '2.2'),
-    'mmdet': ('3.3.0', '3.4'),
-    'mmsegmentation': ('1.2.2', '1.3'),
-    'onedl-mmengine': ('0.10.12', '0.10.13'),
-    'onedl-mmcv': ('2.3.6', '2.3.7'),
-    'onedl-mmdetection': ('3.5.1', '3.5.2'),
-    'onedl-mmsegmentation': ('1.4.2', '1.4.3'),
-}
-OLDEST_PYTHON = (3, 10)
-
-# Module to the distribution that provides it by default, upstream and in the onedl family.
-MODULES: dict[str, tuple[str, str]] = {
-    'torch': ('torch', 'torch'),
-    'torchvision': ('torchvision', 'torchvision'),
-    'timm': ('timm', 'timm'),
-    'numpy': ('numpy', 'numpy'),
-    'cv2': ('opencv-python-headless', 'opencv-python-headless'),
-    'mmengine': ('mmengine', 'onedl-mmengine'),
-    'mmcv': ('mmcv-lite', 'onedl-mmcv'),
-    'mmdet': ('mmdet', 'onedl-mmdetection'),
-    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
-}
-WITHOUT_DEPENDENCIES = ('cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
+from dense.engine.project import IS_CLONE, PROJECT
 
 # Module to the distributions that provide it: name to version.
 Owners: TypeAlias = dict[str, dict[str, str]]
@@ -71,7 +43,7 @@ class Problem:
 
     Attributes:
         cause: What is wrong, in one line.
-        remedy: The command that mends it, run in the project's folder, or what else to do.
+        remedy: The command that mends it, run in the folder of the clone if there is one, or what else to do.
     """
 
     cause: str
@@ -145,25 +117,6 @@ def check_environment() -> EnvironmentReport:
     )
 
 
-def install_command(module: str, family: str = 'openmmlab') -> str:
-    """The command that installs what provides ``module``, to be run in the project's folder.
-
-    Args:
-        module: A name of :data:`MODULES`.
-        family: ``'openmmlab'`` or ``'onedl'``.
-    """
-    if module in WITHOUT_DEPENDENCIES:
-        group = 'openmmlab' if module == 'cv2' else family
-        return f'{_pip()} install -c constraints.txt --no-deps --group {group}'
-    return f'{_pip()} install -c constraints.txt -e .'
-
-
-def _pip() -> str:
-    python = Path(sys.executable)
-    inside = python.is_relative_to(PROJECT)
-    return f'{python.relative_to(PROJECT) if inside else python} -m pip'
-
-
 def _owners() -> Owners:
     """Module to the distributions that provide it, by name, with their versions."""
     owners: Owners = {module: {} for module in MODULES}
@@ -207,7 +160,7 @@ def _duplicates(owners: Owners) -> Iterator[Problem]:
             versions = ' and '.join(f'{name} {version}' for name, version in sorted(names.items()))
             yield Problem(
                 f'{len(names)} distributions own the package {module}: {versions}; their files overwrite each other.',
-                f'{_pip()} uninstall -y {" ".join(sorted(names))} && {install_command(module, _family(owners))}',
+                f'{python_pip()} uninstall -y {" ".join(sorted(names))} && {install_command(module, _family(owners))}',
             )
 
 
@@ -233,7 +186,7 @@ def _unsupported(owners: Owners) -> Iterator[Problem]:
                 allowed = ' or '.join(dict.fromkeys(MODULES[module]))
                 yield Problem(
                     f'{name} {version} provides the package {module}; supported are {allowed}.',
-                    f'{_pip()} uninstall -y {name} && {install_command(module, _family(owners))}',
+                    f'{python_pip()} uninstall -y {name} && {install_command(module, _family(owners))}',
                 )
             elif _number(version) < _number(low) or (high is not None and _number(version) >= _number(high)):
                 allowed = f'>= {low}' + (f', < {high}' if high else '')
@@ -261,7 +214,7 @@ def _torch_pair(owners: Owners) -> Iterator[Problem]:
     if major == 2 and (*_number(torchvision), 0, 0)[:2] != (0, minor + 15):
         yield Problem(
             f'torchvision {torchvision} does not belong to torch {torch}.',
-            f"{_pip()} install 'torchvision==0.{minor + 15}.*'",
+            f"{python_pip()} install 'torchvision==0.{minor + 15}.*'",
         )
 
 
@@ -370,7 +323,8 @@ def _section(title: str, rows: Iterable[tuple[str, str]], width: int) -> str:
 def _problem_list(problems: tuple[Problem, ...], width: int) -> str:
     if not problems:
         return 'No problem found.'
-    lines = [f'{len(problems)} problem{"s" * (len(problems) > 1)} found. Run the commands in {PROJECT}']
+    place = f' Run the commands in {PROJECT}' if IS_CLONE else ''
+    lines = [f'{len(problems)} problem{"s" * (len(problems) > 1)} found.{place}']
     for number, problem in enumerate(problems, 1):
         lines += [
             '',

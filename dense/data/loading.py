@@ -43,6 +43,12 @@ class CheckedDataset(DatasetView):
         self.test_mode = test_mode
         self._reports: SimpleQueue = SimpleQueue()
 
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """The data set's, with COCO's category ids of its classes: checkpoints keep it, and predictions name them."""
+        ids = getattr(self.dataset, 'cat_ids', None)
+        return dict(self.dataset.metainfo, **({} if ids is None else {'category_ids': list(ids)}))
+
     def __getitem__(self, index: int) -> Any:
         for _ in range(MAX_REDRAWS):
             try:

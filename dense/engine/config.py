@@ -9,9 +9,8 @@ from mmengine.config import Config, ConfigDict
 from dense.console.output import quiet_libraries
 from dense.data.relocate import find_data, replace_data_root
 from dense.engine.options import apply_options, check_options, check_top_level
-from dense.errors import UserError, did_you_mean
-
-PROJECT = Path(__file__).resolve().parents[2]
+from dense.engine.project import IS_CLONE, PROJECT, find_config, work_dirs
+from dense.errors import UserError
 
 
 def load_config(
@@ -32,8 +31,9 @@ def load_config(
     """Read a config file and apply the user's choices.
 
     Args:
-        path: Config file, relative to the current folder or else to the project.
-        work_dir: Where logs and checkpoints go; ``work_dirs/<config name>`` of the project by default.
+        path: Config file; see :func:`dense.engine.project.find_config`.
+        work_dir: Where logs and checkpoints go; by default ``work_dirs/<config name>`` of the clone, or below the
+            current folder where there is no clone.
         data_root: Root of the data, in place of the one that the config names.
         options: Config keys in dotted form and their new values.
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
@@ -64,7 +64,7 @@ def read_config(path: str | Path) -> Config:
     """Read a config file without any changes.
 
     Args:
-        path: Config file, relative to the current folder or else to the project.
+        path: Config file; see :func:`dense.engine.project.find_config`.
 
     Raises:
         UserError: The file does not exist or cannot be read, or a key at its top level is misspelt.
@@ -85,8 +85,9 @@ def _set_options(cfg: Config, options: Mapping[str, Any]) -> None:
 def _place(cfg: Config, work_dir: str | Path | None, data_root: str | Path | None) -> None:
     if data_root is not None:
         replace_data_root(cfg, str(data_root))
-    find_data(cfg, PROJECT)
-    cfg.work_dir = str(work_dir or cfg.get('work_dir') or PROJECT / 'work_dirs' / Path(cfg.filename).stem)
+    if IS_CLONE:
+        find_data(cfg, PROJECT)
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or work_dirs() / Path(cfg.filename).stem)
 
 
 def _set_computation(cfg: Config, *, amp: bool, compiled: bool) -> None:
@@ -119,20 +120,6 @@ def _set_randomness(cfg: Config, seed: int | None, deterministic: bool) -> None:
         seed=randomness.get('seed') if seed is None else seed,
         deterministic=deterministic or randomness.get('deterministic', False),
     )
-
-
-def find_config(path: str | Path) -> Path:
-    """Return the config file, looked up in the current folder and then in the project.
-
-    Raises:
-        UserError: There is no such file; the remedy names the likely ones.
-    """
-    for candidate in (Path(path), PROJECT / path):
-        if candidate.is_file():
-            return candidate.resolve()
-    files = (PROJECT / 'configs').rglob('*.py')
-    leaves = [str(leaf.relative_to(PROJECT)) for leaf in files if '_base_' not in leaf.parts]
-    raise UserError(f'config file not found: {path}', did_you_mean(str(path), leaves, limit=0))
 
 
 def _read(path: Path) -> Config:

@@ -23,12 +23,12 @@ from dense.console.output import notice, quiet_libraries
 from dense.data.check import check_paths, fit_classes
 from dense.data.run_inputs import RunInputs, Start
 from dense.engine.checkpoint import latest_checkpoint
-from dense.engine.config import PROJECT, find_config, load_config
+from dense.engine.config import find_config, load_config
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
 from dense.errors import UserError
 
-__all__ = ['PROJECT', 'find_config', 'load_config', 'test', 'train']
+__all__ = ['find_config', 'load_config', 'test', 'train']
 
 _run_number = itertools.count()
 

@@ -111,20 +111,37 @@ def choose_graph(model: nn.Module, *, backbone: bool = False, logits: bool = Fal
 
 
 def describe(cfg: Config, classes: Mapping[str, Any], *, backbone: bool = False) -> dict[str, Any]:
-    """Return what a runner needs to know besides the file: size of images, names and colours of classes.
+    """Return what a runner needs to know besides the file: size of images, names, colours and numbers of classes.
 
     Args:
         cfg: Of the model; its test pipeline says how images are resized.
-        classes: ``classes`` and ``palette``, as checkpoints store them.
+        classes: ``classes``, ``palette`` and what numbers them, as checkpoints store them.
         backbone: The file takes normalised images.
     """
-    resize = next(_resizes(cfg.get('test_dataloader') or {}), None)
+    rule = next(_resizes(cfg.get('test_dataloader') or {}), None)
     return dict(
         input='normalized image' if backbone else 'RGB, 0..255',
-        resize=None if resize is None else dict(scale=resize['scale'], keep_ratio=resize.get('keep_ratio', False)),
+        resize=rule and dict(scale=_pair(rule['scale']), keep_ratio=bool(rule.get('keep_ratio'))),
         classes=list(classes.get('classes') or ()),
         palette=[[int(value) for value in color] for color in classes.get('palette') or ()],
+        numbers=_numbers(cfg, classes),
     )
+
+
+def _pair(scale: Any) -> list[int]:
+    return [scale, scale] if isinstance(scale, int) else list(scale)
+
+
+def _numbers(cfg: Config, classes: Mapping[str, Any]) -> list[int]:
+    """The number of each class in the data: COCO's category ids, or the values of label maps; empty if unknown."""
+    if classes.get('category_ids'):
+        return [int(number) for number in classes['category_ids']]
+    if 'decode_head' not in cfg.model:
+        return []
+    count = len(classes.get('classes') or ()) or max(head['num_classes'] for _, head in heads_of(cfg.model))
+    # Where nothing else was said, 0 means unlabelled, as in ADE20K.
+    first = int(bool(classes.get('reduce_zero_label', True)))
+    return list(range(first, first + count))
 
 
 def _resizes(node: Any) -> Iterator[Mapping[str, Any]]:

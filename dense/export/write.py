@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+from dense.compat.supported import install_extra
 from dense.errors import UserError
 from dense.export.graphs import ExportGraph
+from dense.predict.description import METADATA
 
 FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 NEEDED = ('onnx', 'onnxscript')
@@ -20,7 +22,6 @@ OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
 LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
 DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
 AGREEMENT = 0.99  # of the values of a recording with those of the model, at another size
-METADATA = 'inceptionnext-dense'  # key of the file's description
 
 
 def export_model(
@@ -84,7 +85,7 @@ def need_packages(*names: str, purpose: str) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'{purpose} needs {" and ".join(missing)}', "pip install -c constraints.txt -e '.[export]'")
+        raise UserError(f'{purpose} needs {" and ".join(missing)}', install_extra('export'))
 
 
 def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:

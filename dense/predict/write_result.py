@@ -1,69 +1,89 @@
-"""What ``infer.py`` writes for a picture: numbers as text or labels, and the picture with the result drawn on it."""
+"""What `dense infer` writes for a picture: numbers as text or labels, and the picture with the result drawn on it."""
 
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
+from dense.data.classes import Color, class_palette
+from dense.errors import UserError
+from dense.predict.description import Description
 from dense.predict.exported import Arrays, ExportedModel
+from dense.predict.rle import encode
+from dense.visualization.draw import Objects, Picture, draw_labels, draw_objects
+
+_QUALITY = 95  # of JPEG
 
 
-def write_result(model: ExportedModel, picture: np.ndarray, stem: Path, least_score: float) -> str:
+def result_files(model: ExportedModel, stem: Path) -> tuple[Path, Path]:
+    """Return the files that a picture's result is written to: the numbers, and the picture."""
+    suffix = '.json' if model.about.task == 'instances' else '.png'
+    return Path(f'{stem}{suffix}'), Path(f'{stem}_result.jpg')
+
+
+def write_result(model: ExportedModel, picture: Picture, stem: Path, least_score: float) -> str:
     """Run a model on a picture and write what it finds.
 
     Args:
         model: A detector or a segmentor.
-        picture: BGR, uint8, ``(H, W, 3)``; drawn on.
+        picture: RGB, uint8, ``(H, W, 3)``.
         stem: Path of the results, without suffix.
         least_score: Of an object.
 
     Returns:
         A line that says what was found.
+
+    Raises:
+        UserError: The file does not give what it describes, or the results cannot be written.
     """
-    found = model(picture)
-    if model.about['task'] != 'instances':
-        return _write_labels(model, picture, found['labels'], stem)
-    kept = found['scores'] >= least_score
-    return _write_objects(model, picture, {name: values[kept] for name, values in found.items()}, stem)
+    found = model(picture, least_score=least_score)
+    numbers, drawing = result_files(model, stem)
+    names, palette = _names(model.about, found['labels']), _palette(model.about, found['labels'])
+    try:
+        if model.about.task == 'instances':
+            rows = _rows(model.about, found, names)
+            numbers.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+            objects = Objects(found['boxes'], found['labels'], found.get('masks'), found['scores'])
+            drawn = draw_objects(picture, objects, names=names, palette=palette, natural_size=True)
+        else:
+            Image.fromarray(_label_map(model.about, found['labels'])).save(numbers, format='PNG')
+            drawn = draw_labels(picture, found['labels'], palette=palette, natural_size=True)
+        Image.fromarray(drawn).save(drawing, format='JPEG', quality=_QUALITY)
+    except OSError as error:
+        raise UserError(f'cannot write {error.filename or drawing}: {error.strerror or error}', 'mend --out') from error
+    if model.about.task == 'instances':
+        return f'{len(found["labels"])} objects'
+    return ', '.join(names[label] for label in np.unique(found['labels']))
 
 
-def _write_objects(model: ExportedModel, picture: np.ndarray, found: Arrays, stem: Path) -> str:
-    objects = []
-    for i, (box, score, label) in enumerate(zip(found['boxes'], found['scores'], found['labels'], strict=True)):
-        name = _name(model, int(label))
-        objects.append(dict(box=[round(float(v), 2) for v in box], score=round(float(score), 4), label=name))
-        color = _color(model, int(label))
+def _rows(about: Description, found: Arrays, names: list[str]) -> list[dict[str, object]]:
+    """One table for each object, with COCO's words for the mask and, where the training data had it, its number."""
+    rows = []
+    for i, label in enumerate(found['labels']):
+        row: dict[str, object] = dict(box=[round(float(v), 2) for v in found['boxes'][i]])
+        row.update(score=round(float(found['scores'][i]), 4), label=names[label])
+        if about.numbers:
+            row['number'] = about.numbers[label]
         if 'masks' in found:
-            _tint(picture, found['masks'][i], color)
-        x1, y1, x2, y2 = (round(float(v)) for v in box)
-        cv2.rectangle(picture, (x1, y1), (x2, y2), color, 2)
-        cv2.putText(picture, f'{name} {score:.2f}', (x1, max(y1 - 3, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color)
-    Path(f'{stem}.json').write_text(json.dumps(objects, indent=1) + '\n')
-    cv2.imwrite(f'{stem}_result.jpg', picture)
-    return f'{len(objects)} objects'
+            row['mask'] = encode(found['masks'][i])
+        rows.append(row)
+    return rows
 
 
-def _write_labels(model: ExportedModel, picture: np.ndarray, labels: np.ndarray, stem: Path) -> str:
-    cv2.imwrite(f'{stem}.png', labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
-    present = [int(label) for label in np.unique(labels)]
-    for label in present:
-        _tint(picture, labels == label, _color(model, label))
-    cv2.imwrite(f'{stem}_result.jpg', picture)
-    return ', '.join(_name(model, label) for label in present)
+def _label_map(about: Description, labels: np.ndarray) -> np.ndarray:
+    """The numbers that training would read, ``(H, W)``, in 8 bits where they fit."""
+    numbers = np.array(about.numbers)[labels] if about.numbers else labels
+    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
-def _tint(picture: np.ndarray, where: np.ndarray, color: tuple[int, int, int]) -> None:
-    picture[where] = picture[where] // 2 + np.array(color, np.uint8) // 2
+def _names(about: Description, labels: np.ndarray) -> list[str]:
+    return list(about.classes) or [str(label) for label in range(_count(labels))]
 
 
-def _name(model: ExportedModel, label: int) -> str:
-    names = model.about['classes']
-    return names[label] if label < len(names) else str(label)
+def _palette(about: Description, labels: np.ndarray) -> list[Color]:
+    return list(about.palette) or class_palette(len(about.classes) or _count(labels))
 
 
-def _color(model: ExportedModel, label: int) -> tuple[int, int, int]:
-    """BGR."""
-    palette = model.about['palette']
-    red, green, blue = palette[label] if label < len(palette) else (37 * label % 256, 91 * label % 256, 151)
-    return blue, green, red
+def _count(labels: np.ndarray) -> int:
+    return int(labels.max()) + 1 if labels.size else 0

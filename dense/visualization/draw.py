@@ -142,7 +142,13 @@ def compare_class(
 
 
 def draw_objects(
-    image: Picture, objects: Objects, *, names: Sequence[str], palette: Sequence[Color], opacity: float = 0.5
+    image: Picture,
+    objects: Objects,
+    *,
+    names: Sequence[str],
+    palette: Sequence[Color],
+    opacity: float = 0.5,
+    natural_size: bool = False,
 ) -> Picture:
     """Paint objects over an image: tinted mask, outline (or box) and name, with the score if there is one.
 
@@ -152,28 +158,37 @@ def draw_objects(
         names: Name of each class.
         palette: RGB colour of each class.
         opacity: Of the tint, 0..1.
+        natural_size: Keep the size of the image; lines and names grow with it.
 
     Returns:
-        The image at the size of a panel.
+        The image at the size of a panel, or at its own.
     """
-    canvas, objects = _zoomed(image), objects.largest_first()
+    canvas, objects = image.copy() if natural_size else _zoomed(image), objects.largest_first()
+    stroke = max(1.0, max(canvas.shape) / PANEL_MAX)
     zoom_x, zoom_y = canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0]
     for i, label in enumerate(objects.labels):
         color = palette[label]
         if objects.masks is not None:
-            _tint(canvas, objects.masks[i], color, opacity)
+            _tint(canvas, objects.masks[i], color, opacity, stroke)
         else:
             x1, y1, x2, y2 = (round(float(v)) for v in objects.boxes[i] * [zoom_x, zoom_y, zoom_x, zoom_y])
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, round(2 * stroke), cv2.LINE_AA)
     page = Image.fromarray(canvas)
     for i, label in enumerate(objects.labels):
         score = '' if objects.scores is None else f' {objects.scores[i]:.2f}'
         corner = (float(objects.boxes[i][0]) * zoom_x, float(objects.boxes[i][1]) * zoom_y)
-        _tag(page, corner, f'{names[label]}{score}', palette[label])
+        _tag(page, corner, f'{names[label]}{score}', palette[label], stroke)
     return np.array(page)
 
 
-def draw_labels(image: Picture, labels: NDArray, *, palette: Sequence[Color], opacity: float = 0.7) -> Picture:
+def draw_labels(
+    image: Picture,
+    labels: NDArray,
+    *,
+    palette: Sequence[Color],
+    opacity: float = 0.7,
+    natural_size: bool = False,
+) -> Picture:
     """Paint a label map over an image; pixels that do not count are dark.
 
     Args:
@@ -181,13 +196,14 @@ def draw_labels(image: Picture, labels: NDArray, *, palette: Sequence[Color], op
         labels: Class of each pixel, (H, W); values without a colour do not count.
         palette: RGB colour of each class.
         opacity: Of the colours, 0..1.
+        natural_size: Keep the size of the image.
 
     Returns:
-        The image at the size of a panel.
+        The image at the size of a panel, or at its own.
     """
     colors = np.array([*palette, _IGNORED_COLOR], dtype=np.uint8)
     small = colors[np.where(labels < len(palette), labels, len(palette))]
-    canvas = _zoomed(image)
+    canvas = image if natural_size else _zoomed(image)
     tint = cv2.resize(small, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     return cv2.addWeighted(tint, opacity, canvas, 1 - opacity, 0).astype(np.uint8)
 
@@ -224,13 +240,13 @@ def _zoomed(image: Picture) -> Picture:
     return cv2.resize(image, size, interpolation=method).astype(np.uint8).copy()
 
 
-def _tint(canvas: Picture, mask: NDArray, color: Color, opacity: float) -> None:
+def _tint(canvas: Picture, mask: NDArray, color: Color, opacity: float, stroke: float) -> None:
     """Tint the pixels of a mask, (H, W), and draw its outline on a canvas of any size, in place."""
     soft = cv2.resize(mask.astype(np.float32), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     inside = soft > 0.5
     canvas[inside] = (canvas[inside] * (1 - opacity) + np.array(color) * opacity).astype(np.uint8)
     contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, contours, -1, color, 2, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, color, round(2 * stroke), cv2.LINE_AA)
 
 
 @cache
@@ -238,17 +254,19 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _tag(page: Image.Image, corner: tuple[float, float], text: str, color: Color) -> None:
+def _tag(page: Image.Image, corner: tuple[float, float], text: str, color: Color, stroke: float) -> None:
     """Write a name on a plate of the class's colour above a corner, moved inside the page where it would leave it."""
-    draw, font = ImageDraw.Draw(page), _font(13)
+    draw, font, margin = ImageDraw.Draw(page), _font(round(13 * stroke)), round(3 * stroke)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 5
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin - 1
     x = min(max(0.0, corner[0]), max(0.0, page.width - width))
     y = min(max(0.0, corner[1] - height), max(0.0, page.height - height))
     draw.rectangle((x, y, x + width, y + height), fill=color)
     # White on dark plates, black on light ones (luma of ITU-R BT.601).
     luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    draw.text((x + 3 - left, y + 2 - top), text, font=font, fill=(0, 0, 0) if luma > 140 else (255, 255, 255))
+    draw.text(
+        (x + margin - left, y + margin - 1 - top), text, font=font, fill=(0, 0, 0) if luma > 140 else (255, 255, 255)
+    )
 
 
 def _page(

@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from dense.data.mini.scenes import STUFF, THINGS, Instance, Scene, draw_crop, draw_scene
 from dense.errors import UserError
+from dense.predict.rle import run_lengths
 
 SPLITS = ('training', 'validation')
 THING_CLASSES = tuple(thing.name for thing in THINGS)
@@ -146,7 +147,7 @@ def _annotation(instance: Instance, *, annotation_id: int, image_id: int) -> dic
     height, width = instance.mask.shape
     polygon = None if instance.crowd else _polygon(instance.mask)
     if polygon is None:
-        segmentation: Any = _uncompressed_rle(instance.mask)
+        segmentation: Any = {'size': [height, width], 'counts': run_lengths(instance.mask)}
         rle = coco_mask.encode(np.asfortranarray(instance.mask, dtype=np.uint8))
     else:
         segmentation = [polygon]
@@ -174,15 +175,6 @@ def _polygon(mask: NDArray[np.bool_]) -> list[float] | None:
     if len(corners) < 3:
         return None
     return [round(float(value), 2) for value in ((corners + 0.5) / zoom).reshape(-1)]
-
-
-def _uncompressed_rle(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """Encode a mask by the lengths of its runs down the columns, the first one of zeros, as COCO does for crowds."""
-    flat = mask.reshape(-1, order='F')
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(np.concatenate(([0], edges, [flat.size])))
-    counts = [int(length) for length in lengths]
-    return {'size': [int(side) for side in mask.shape], 'counts': [0, *counts] if flat[0] else counts}
 
 
 def _class_table() -> list[dict[str, Any]]:

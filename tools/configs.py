@@ -1,0 +1,34 @@
+"""List the configs of the project: python tools/configs.py [PATTERN]."""
+
+import sys
+from pathlib import Path
+
+if __package__:
+    from . import _common
+else:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tools import _common
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and print the names.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit status: 0, or 1 where no name fits.
+    """
+    parser = _common.parser('configs', 'List the configs: names that the other commands take from any folder.')
+    parser.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help="part of a name; '*' stands for any")
+    args = _common.parse(parser, argv)
+    _common.without_registration()
+    from dense.engine.project import config_names
+
+    names = config_names(args.pattern)
+    print('\n'.join(names) or f'no config is named *{args.pattern}*; without PATTERN all are listed')
+    return 0 if names else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
