@@ -13,8 +13,8 @@ from backbones.weights import load_pretrained
 from dense.demo import run as demo
 from dense.demo.pretrain import pretrain, read_folders
 from dense.demo.run import PARTS, Part, Score, demo_config
-from dense.engine.project import PROJECT
 from dense.errors import UserError
+from dense.project import PROJECT
 
 TINY = dict(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 

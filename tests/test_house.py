@@ -21,7 +21,17 @@ LONGEST = 400  # lines of a file
 MOST_IN_ROOT = 4  # files of dense that lie in no room
 
 # The libraries that backbones stands on. The packages of the tasks come with dense alone.
-BACKBONES_NEED = {'filelock', 'huggingface_hub', 'mmengine', 'numpy', 'safetensors', 'timm', 'torch', 'torchvision'}
+BACKBONES_NEED = {
+    'filelock',
+    'huggingface_hub',
+    'mmengine',
+    'numpy',
+    'safetensors',
+    'timm',
+    'torch',
+    'torchvision',
+    'tqdm',
+}
 # Rooms of dense that a command stands for: nothing below them knows of them.
 COMMANDS = {'analysis', 'benchmark', 'demo', 'export', 'predict'}
 

@@ -19,13 +19,13 @@ from pycocotools import mask as coco_mask
 
 from dense.data.loading import CheckedDataset
 from dense.data.mini import write_mini
+from dense.data.rle import encode
 from dense.engine.launch import load_config
-from dense.engine.project import config_names
 from dense.errors import UserError
 from dense.export.from_config import describe
 from dense.predict.description import read_description
 from dense.predict.exported import ExportedModel
-from dense.predict.rle import encode
+from dense.project import config_names
 
 PROJECT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ import torch
 
 from dense.engine import launch, project
 from dense.engine.launch import load_config, say_device
-from dense.engine.project import config_names, find_config
+from dense.project import config_names, find_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 LEAVES = sorted(

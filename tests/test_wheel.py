@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from dense.data.mini import CLASSES, write_mini
-from dense.engine.project import config_names
+from dense.project import config_names
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = {'.git', '.venv', '.venv-onedl', 'work_dirs', 'data', 'build', 'dist'}
@@ -95,9 +95,7 @@ def test_the_source_distribution_is_a_clone(site: Path) -> None:
 
 
 def test_the_installed_packages_are_those_that_run(site: Path, tmp_path: Path) -> None:
-    code = (
-        'import backbones, dense.engine.project as p; print(backbones.__file__, p.PROJECT, p.IS_CLONE, p.work_dirs())'
-    )
+    code = 'import backbones, dense.project as p; print(backbones.__file__, p.PROJECT, p.IS_CLONE, p.work_dirs())'
     done = run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(site))
     backbones, project, is_clone, work_dirs = done.stdout.split()
     assert (Path(backbones).parent, Path(project)) == (site / 'backbones', site / 'dense')

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _count(args: argparse.Namespace) -> None:
     from dense.analysis.complexity import config_complexity, overview
-    from dense.engine.project import leaves
+    from dense.project import leaves
 
     shape = tuple(args.shape) if args.shape else None
     counts = []

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help="part of a name; '*' stands for any")
     args = _common.parse(parser, argv)
     _common.without_registration()
-    from dense.engine.project import config_names
+    from dense.project import config_names
 
     names = config_names(args.pattern)
     print('\n'.join(names) or f'no config is named *{args.pattern}*; without PATTERN all are listed')

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace) -> list[str]:
     from dense.demo.run import run_demo
-    from dense.engine.project import work_dirs
+    from dense.project import work_dirs
 
     work_dir = args.work_dir or work_dirs() / 'demo'
     return [score.name for score in run_demo(work_dir, seed=args.seed) if not score.reached]

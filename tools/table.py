@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace) -> None:
     from dense.analysis.table import describe, outdated, table_leaves, update
-    from dense.engine.project import IS_CLONE
     from dense.errors import UserError
+    from dense.project import IS_CLONE
 
     if not IS_CLONE:
         raise UserError('the tables stand in the files of a clone, and this is an installation', 'run it in a clone')

@@ -14,8 +14,8 @@ from dense.analysis.complexity import Complexity, build_on_meta, count_model, us
 from dense.analysis.published import IN1K_384, PUBLISHED, Published
 from dense.console.tables import markdown
 from dense.engine.config import load_config
-from dense.engine.project import PROJECT, leaves
 from dense.errors import UserError
+from dense.project import PROJECT, leaves
 
 README, MODELS_PAGE = PROJECT / 'README.md', PROJECT / 'docs' / 'models.md'
 START, END = '<!-- models: written by tools/table.py -->', '<!-- /models -->'

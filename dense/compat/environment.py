@@ -28,7 +28,7 @@ from dense.compat.supported import (
 )
 from dense.console.tables import named_texts
 from dense.cpu.cores import usable_cores
-from dense.engine.project import IS_CLONE, PROJECT
+from dense.project import IS_CLONE, PROJECT
 
 # Module to the distributions that provide it: name to version.
 Owners: TypeAlias = dict[str, dict[str, str]]

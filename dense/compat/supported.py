@@ -7,7 +7,7 @@ compares the two.
 import sys
 from pathlib import Path
 
-from dense.engine.project import IS_CLONE, PROJECT
+from dense.project import IS_CLONE, PROJECT
 
 # Distribution to (first supported version, first unsupported one).
 BOUNDS: dict[str, tuple[str, str | None]] = {

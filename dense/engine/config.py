@@ -9,8 +9,8 @@ from mmengine.config import Config, ConfigDict
 from dense.console.output import quiet_libraries
 from dense.data.relocate import find_data, replace_data_root
 from dense.engine.options import apply_options, check_options, check_top_level
-from dense.engine.project import IS_CLONE, PROJECT, find_config, work_dirs
 from dense.errors import UserError
+from dense.project import IS_CLONE, PROJECT, find_config, work_dirs
 
 
 def load_config(
@@ -31,7 +31,7 @@ def load_config(
     """Read a config file and apply the user's choices.
 
     Args:
-        path: Config file; see :func:`dense.engine.project.find_config`.
+        path: Config file; see :func:`dense.project.find_config`.
         work_dir: Where logs and checkpoints go; by default ``work_dirs/<config name>`` of the clone, or below the
             current folder where there is no clone.
         data_root: Root of the data, in place of the one that the config names.
@@ -64,7 +64,7 @@ def read_config(path: str | Path) -> Config:
     """Read a config file without any changes.
 
     Args:
-        path: Config file; see :func:`dense.engine.project.find_config`.
+        path: Config file; see :func:`dense.project.find_config`.
 
     Raises:
         UserError: The file does not exist or cannot be read, or a key at its top level is misspelt.

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from dense.data.classes import Color, class_palette
+from dense.data.rle import encode
 from dense.errors import UserError
 from dense.predict.description import Description
 from dense.predict.exported import Arrays, ExportedModel
-from dense.predict.rle import encode
 from dense.visualization.draw import Objects, Picture, draw_labels, draw_objects
 
 _QUALITY = 95  # of JPEG

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from dense.data.mini.scenes import STUFF, THINGS, Instance, Scene, draw_crop, draw_scene
+from dense.data.rle import run_lengths
 from dense.errors import UserError
-from dense.predict.rle import run_lengths
 
 SPLITS = ('training', 'validation')
 THING_CLASSES = tuple(thing.name for thing in THINGS)

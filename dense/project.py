@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dense.errors import UserError, did_you_mean
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
 
 IS_CLONE = (_PACKAGE.parent / 'pyproject.toml').is_file() and (_PACKAGE.parent / 'configs' / '_base_').is_dir()
 PROJECT = _PACKAGE.parent if IS_CLONE else _PACKAGE  # the folder that holds configs/
