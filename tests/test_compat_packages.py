@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 import dense  # noqa: F401
-from dense.compat import extension, install, packages
+from dense.compat import install, packages
 from dense.compat.rebind import rebind
 
 install()
@@ -103,7 +103,6 @@ def test_a_second_install_changes_nothing() -> None:
     install()
     assert before == (list(sys.meta_path), dict(CheckpointLoader._schemes), CheckpointLoader.load_checkpoint.__func__)
     assert mmengine.config.config.is_installed is packages.is_installed
-    assert extension.origin() in ('compiled', 'torchvision')
 
 
 def test_a_module_without_a_spec_does_not_stop_the_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
