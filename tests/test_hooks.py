@@ -18,9 +18,11 @@ from rich.console import Console
 from dense.console import output as screen
 from dense.console.progress import ProgressBarHook, clock, summary, table
 from dense.data.seeded import SeededBatchSampler, SeededDataset
-from dense.engine.checkpoint import AtomicBackend, from_plain, latest_checkpoint, to_plain
+from dense.engine.atomic import AtomicBackend
+from dense.engine.checkpoint import from_plain, to_plain
 from dense.engine.hooks import FiniteLossHook
 from dense.engine.options import parse_options
+from dense.engine.resume import latest_checkpoint
 from dense.errors import UserError, did_you_mean
 from dense.randomness import own_randomness, seed_generators
 
@@ -156,7 +158,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path: Path) -> N
     backend.put(b'1', old)
     backend.remove(old)
     assert old.exists()
-    AtomicBackend().put(b'2', new)  # MMEngine makes a backend for every write
+    AtomicBackend(backend.waiting).put(b'2', new)  # MMEngine makes a backend for every write
     assert not old.exists() and new.exists()
     backend.remove(new)
     backend.put(b'3', new)

@@ -1,5 +1,6 @@
 """Loading samples with an eye on their files: an image that cannot be read, a label that the model does not know."""
 
+import copy
 from multiprocessing import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class CheckedDataset(DatasetView):
         self.test_mode = test_mode
         self._reports: SimpleQueue = SimpleQueue()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'CheckedDataset':
+        # The queue joins this process and its loading processes; a copy has its own.
+        return type(self)(copy.deepcopy(self.dataset, memo), self.num_classes, self.test_mode)
+
     def __getitem__(self, index: int) -> Any:
         for _ in range(MAX_REDRAWS):
             try:
@@ -77,6 +82,8 @@ class CheckedDataset(DatasetView):
         self._reports.put(path)
 
     def _unreadable_file(self, index: int) -> str | None:
+        if not hasattr(self.dataset, 'get_data_info'):  # nobody knows which file it was
+            return None
         info = self.dataset.get_data_info(index)
         paths = [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
         return next((path for path in paths if _reason(path)), None)

@@ -19,12 +19,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from backbones.serialization import load_file
 from dense.console.output import notice, quiet_libraries
 from dense.data.check import check_paths, fit_classes
 from dense.data.relocate import find_data, replace_data_root
-from dense.engine.checkpoint import latest_checkpoint
 from dense.engine.options import apply_options, check_options, check_top_level
+from dense.engine.resume import resume_point
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
 from dense.errors import UserError, did_you_mean
@@ -141,7 +140,7 @@ def train(cfg: Config) -> Runner:
     with quiet_libraries():
         join_processes(cfg.launcher)
         fit_classes(cfg, _check(cfg, ('train', 'val')))
-        start = _resume_point(cfg)
+        start = resume_point(cfg)
         add_run_defaults(cfg, start_epoch=start.get('epoch', 0), start_iter=start.get('iter', 0))
         runner = _build_runner(cfg)
         if start:
@@ -208,35 +207,6 @@ def check_work_dir(work_dir: str) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f'cannot write into the work dir {work_dir}: {error.strerror}', remedy) from error
-
-
-def _resume_point(cfg: Config) -> dict[str, int]:
-    """Settle from which checkpoint and with which seed the run goes on; return its epoch and step."""
-    if not cfg.get('resume'):
-        cfg.randomness.seed = cfg.randomness.seed or 0
-        return {}
-    if cfg.get('load_from') is None:
-        latest = latest_checkpoint(cfg.work_dir)
-        if latest is None:
-            raise UserError(
-                f'nothing to resume: there is no checkpoint in {cfg.work_dir}',
-                'start without --resume, or name the folder of the stopped run with --work-dir',
-            )
-        cfg.load_from = str(latest)
-    elif not Path(cfg.load_from).is_file():
-        raise UserError(
-            f'nothing to resume: there is no file {cfg.load_from}',
-            'give the path of a checkpoint, or --resume alone for the newest one in the work dir',
-        )
-    meta = load_file(cfg.load_from).get('meta', {})
-    if 'iter' not in meta:
-        raise UserError(
-            f'{cfg.load_from} holds weights only and no state of a run',
-            'start a new run from these weights with --load-from',
-        )
-    if cfg.randomness.seed is None:
-        cfg.randomness.seed = meta.get('seed') or 0
-    return {'epoch': int(meta.get('epoch', 0)), 'iter': int(meta['iter'])}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 The classes that are named here are registered by ``import dense``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -20,7 +21,11 @@ def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
         cfg: Config of a run; its seed is set.
         start_epoch: Epochs that the run has behind it.
         start_iter: Steps that the run has behind it.
+
+    Raises:
+        UserError: The data is such that no run can be repeated.
     """
+    _refuse_caches(cfg)
     set_cpu_defaults(cfg)
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
@@ -34,11 +39,12 @@ def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
     )
     if cfg.get('val_dataloader'):
         cfg.val_dataloader.dataset = _checked(cfg, cfg.val_dataloader.dataset, True)
-    _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(
         cfg,
         dict(type='SeededStepHook', seed=seed),
+        dict(type='AccumulationHook'),
+        dict(type='DueValidationHook'),
         dict(type='FiniteLossHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
@@ -62,7 +68,6 @@ def add_test_defaults(cfg: Config, *, show_dir: str | None = None, tta: bool = F
     if tta:
         _use_tta(cfg)
     cfg.test_dataloader.dataset = _checked(cfg, cfg.test_dataloader.dataset, True)
-    _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(cfg, dict(type='CheckedDataHook'), dict(type='CheckpointMatchHook'), dict(type='ProgressBarHook'))
     if show_dir is not None:
@@ -79,11 +84,22 @@ def _checked(cfg: Config, dataset: Any, test_mode: bool) -> ConfigDict:
     )
 
 
-def _limit_threads(cfg: Config) -> None:
-    for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        if loader and loader.get('num_workers', 0) > 0:
-            loader.setdefault('worker_init_fn', dict(type='limit_threads'))
+def _refuse_caches(cfg: Config) -> None:
+    for name in _type_names([cfg.train_dataloader.dataset, cfg.get('custom_hooks')]):
+        if name.split('.')[-1].startswith('Cached'):
+            raise UserError(
+                f'{name} mixes images that its process happened to load before: no run with it can be repeated or '
+                'resumed exactly',
+                f'use {name.split(".")[-1].removeprefix("Cached")} in a MultiImageMixDataset, which draws its images '
+                'by the seed',
+            )
+
+
+def _type_names(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield str(node.get('type', ''))
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _type_names(item)
 
 
 def _replace_checkpoint_hook(cfg: Config) -> None:

@@ -9,10 +9,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
+from torch.utils.data import DataLoader
 
 from backbones.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
+from dense.engine.loaders import build_loader
 
 
 @RUNNERS.register_module()
@@ -30,6 +32,17 @@ class DenseRunner(Runner):
         logger = super().build_logger(log_level, log_file, **kwargs)
         log_into(logger)
         return logger
+
+    @staticmethod
+    def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+        """Build a data loader; its processes end with this one.
+
+        Args:
+            dataloader: Its config.
+            seed: Of the sampler.
+            diff_rank_seed: Whether the processes of a distributed run have samplers with different seeds.
+        """
+        return build_loader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
