@@ -1,6 +1,8 @@
 """Does a run end bit for bit where it would have ended, wherever it was stopped and whatever it was made of?"""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from dense.engine.launch import train
 from dense.errors import UserError
 
 pytestmark = pytest.mark.smoke
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +201,30 @@ def test_settings_saved_by_epoch(name: str, tmp_path: Path) -> None:
     cfg = toy_config(tmp_path / 'whole', epochs=True, steps=15, **SETTINGS[name])
     cfg.default_hooks.checkpoint.by_epoch = True
     check(tmp_path, cfg, ['epoch_1.pth', 'epoch_2.pth'])
+
+
+SEVERAL = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from toy_run import toy_config
+from dense.engine.launch import train
+work_dir = Path({work_dir!r})
+for name, more in (('whole', {{}}), ('again', dict(resume=True, load_from=str(work_dir / 'whole' / 'iter_3.pth')))):
+    cfg = toy_config(work_dir / name, steps=7, launcher='pytorch', optim_wrapper=dict(accumulative_counts=4), **more)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    train(cfg)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_gets_its_own_gradients_back(tmp_path: Path) -> None:
+    """Between two updates, processes hold the gradients of their own images only."""
+    script, path = tmp_path / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
+    script.write_text(SEVERAL.format(path=path, work_dir=str(tmp_path)))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = torch.load(tmp_path / 'whole' / 'iter_3.pth', weights_only=True)['accumulation']
+    assert not torch.equal(first['']['gradients'][0], second['']['gradients'][0])
+    assert_equal(saved(end_of(tmp_path / 'again')), saved(end_of(tmp_path / 'whole')))

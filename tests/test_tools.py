@@ -109,11 +109,19 @@ def test_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert find_config(LEAVES[0]) == own
 
 
+INSIST = {'optim_wrapper.dtype': 'bfloat16'}  # on processors without it, too
+
+
 def test_options_change_nothing_else(tiny_config_files: dict[str, str]) -> None:
     before = load_config(tiny_config_files['det'])
     after = load_config(
         tiny_config_files['det'],
-        options={'val_dataloader.batch_size': 7, 'val_evaluator.metric': 'bbox', 'param_scheduler.1.power': 2.0},
+        options={
+            'val_dataloader.batch_size': 7,
+            'val_evaluator.metric': 'bbox',
+            'param_scheduler.1.power': 2.0,
+            **INSIST,
+        },
         amp=True,
         seed=5,
         deterministic=True,
@@ -137,7 +145,7 @@ def test_train_then_test(
     work_dir, pictures, out = tmp_path / 'work', tmp_path / 'pictures', tmp_path / 'out' / 'metrics.json'
     command = tiny_command(task, own_data, work_dir, iters=4)
     say_device.cache_clear()  # as in a new process
-    assert tool('train')([*command, '--amp']) == 0
+    assert tool('train')([*command, 'optim_wrapper.dtype=bfloat16', '--amp']) == 0
     shown = capfd.readouterr().out
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
     assert shown.count('SyncBN') == 1

@@ -30,7 +30,7 @@ def config(backbone=ATTO, optimizer=None):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(tuning.torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
 
 
 CHOICES = [
@@ -52,8 +52,9 @@ def test_choices(backbone, optimizer, lean, fused, on_cpu):
     assert cfg.optim_wrapper.optimizer.get('fused') is fused
 
 
-def test_nothing_is_chosen_for_a_gpu(monkeypatch):
-    monkeypatch.setattr(tuning.torch.cuda, 'is_available', lambda: True)
+@pytest.mark.parametrize('device', ['cuda', 'mps', 'npu'])
+def test_nothing_is_chosen_for_a_gpu(device, monkeypatch):
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', device)
     cfg = config()
     set_cpu_defaults(cfg)
     assert 'lean_mlp' not in cfg.model.backbone and 'fused' not in cfg.optim_wrapper.optimizer
@@ -70,10 +71,9 @@ def test_runs_with_and_without_are_exchangeable(task, tiny_data, tiny_options, t
     off = {'model.backbone.lean_mlp': False, 'winograd': False}
     # SGD: AdamW's first steps make a large step of a rounding difference in a gradient near 0.
     sgd = {'optim_wrapper.optimizer': dict(type='SGD', lr=1e-3, weight_decay=0.0)}
-    no_validation = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
 
     def run(name, more, resume=None):
-        options = {**tiny_options(task, tiny_data, iters=2), **no_validation, **sgd, **more}
+        options = {**tiny_options(task, tiny_data, iters=2), **sgd, **more}
         options['default_hooks.checkpoint.interval'] = 1
         cfg = load_config(
             tiny_config_files[task], work_dir=tmp_path / name, data_root=tiny_data, options=options, resume=resume,

@@ -1,4 +1,4 @@
-"""A data set seen through a wrapper that adds one thing to it."""
+"""Wrappers that add one thing to a data set."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mmengine.registry import DATASETS
 
 
 class DatasetView:
-    """Base of the wrappers: builds the data set, and passes on whatever a wrapper does not answer itself.
+    """Base of the wrappers: builds the data set, and forwards every attribute that a wrapper does not have itself.
 
     Args:
         dataset: The data set's config, or the data set.

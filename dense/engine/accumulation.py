@@ -28,12 +28,9 @@ class AccumulationHook(Hook):
         self._states: list[dict[str, Any]] | None = None
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Add the gradients of this process and of all others."""
-        if 'optimizer' not in checkpoint or all(wrapper.should_update() for _, wrapper in _wrappers(runner)):
-            return
-        states = gather_object({name: _state(wrapper) for name, wrapper in _wrappers(runner)})
-        if states is not None:  # the main process, which writes
-            checkpoint[KEY] = states
+        """Add the gradients of all processes."""
+        if 'optimizer' in checkpoint and runner.open_update is not None:
+            checkpoint[KEY] = runner.open_update
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Keep the gradients until the optimizer stands where they belong."""
@@ -55,6 +52,20 @@ class AccumulationHook(Hook):
         else:
             for name, wrapper in _wrappers(runner):
                 _restore(runner, wrapper, states[get_rank()].get(name))
+
+
+def gather_open_update(runner: Any) -> list[dict[str, Any]] | None:
+    """Return what each process has gathered for an update that is not complete. Every process must call it.
+
+    Args:
+        runner: With its optimizer.
+
+    Returns:
+        One state for each process; None between two steps that do not share an update, and in all but the main process.
+    """
+    if all(wrapper.should_update() for _, wrapper in _wrappers(runner)):
+        return None
+    return gather_object({name: _state(wrapper) for name, wrapper in _wrappers(runner)})
 
 
 def _wrappers(runner: Any) -> Iterator[tuple[str, OptimWrapper]]:

@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from dense.console.output import notice, quiet_libraries
+from dense.cpu.device import describe_device, prepare_determinism
 from dense.data.check import check_paths, fit_classes
 from dense.data.relocate import find_data, replace_data_root
 from dense.engine.options import apply_options, check_options, check_top_level
+from dense.engine.precision import ask_for_mixed_precision
 from dense.engine.resume import resume_point
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
@@ -56,7 +57,7 @@ def load_config(
         options: Config keys in dotted form and their new values.
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
         load_from: Checkpoint file whose weights training starts from.
-        amp: Train in mixed precision.
+        amp: Train in mixed precision; refused on a CPU without bfloat16, unless the config names ``dtype``.
         compiled: Compile the backbone; a config's own ``compile`` (arguments of ``torch.compile``) is kept.
         auto_scale_lr: Scale the learning rate with the images per step, from the number that the config was made for.
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
@@ -78,7 +79,7 @@ def load_config(
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or PROJECT / 'work_dirs' / Path(cfg.filename).stem)
     cfg.launcher = launcher
     if amp:
-        cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
+        ask_for_mixed_precision(cfg)
     if compiled:
         cfg.compile = cfg.get('compile') or True
     if auto_scale_lr:
@@ -211,9 +212,10 @@ def check_work_dir(work_dir: str) -> None:
 
 @functools.cache
 def say_device() -> None:
-    """Say where the run computes, if not on a GPU; once in a process."""
-    if not torch.cuda.is_available():
-        notice('no GPU found: running on the CPU')
+    """Say where the run computes, if not on a GPU of the usual kind; once in a process."""
+    text = describe_device()
+    if text is not None:
+        notice(text)
 
 
 def _build_runner(cfg: Config) -> Runner:
@@ -222,4 +224,6 @@ def _build_runner(cfg: Config) -> Runner:
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)
     say_device()
+    if cfg.randomness.get('deterministic'):
+        prepare_determinism()
     return DenseRunner.from_cfg(cfg)

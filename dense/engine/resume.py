@@ -1,4 +1,4 @@
-"""Where a stopped run goes on: its checkpoint, its step, its seed."""
+"""Where a stopped run continues: its checkpoint, its step, its seed."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def resume_point(cfg: Config) -> dict[str, int]:
         cfg: Config of a run; ``load_from`` and the seed are filled in. Without ``resume`` only the seed is.
 
     Returns:
-        ``epoch`` and ``iter`` that the run has behind it; empty for a new run.
+        The completed ``epoch`` and ``iter``; empty for a new run.
 
     Raises:
         UserError: There is no checkpoint, none can be read, or it holds no state of a run.

@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 import dense.visualization.hook  # noqa: F401  (registers its hook)
 from dense.cpu.defaults import set_cpu_defaults
 from dense.data.config_queries import heads_of
+from dense.engine.precision import fit_precision
 from dense.errors import UserError
 
 
@@ -19,14 +20,15 @@ def add_run_defaults(cfg: Config, *, start_epoch: int = 0, start_iter: int = 0) 
 
     Args:
         cfg: Config of a run; its seed is set.
-        start_epoch: Epochs that the run has behind it.
-        start_iter: Steps that the run has behind it.
+        start_epoch: Epochs already completed.
+        start_iter: Steps already made.
 
     Raises:
         UserError: The data is such that no run can be repeated.
     """
     _refuse_caches(cfg)
     set_cpu_defaults(cfg)
+    fit_precision(cfg)
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(cfg, loader.dataset, False))
@@ -121,7 +123,7 @@ def _use_tta(cfg: Config) -> None:
             'the config has no test-time augmentation (tta_model and tta_pipeline)',
             'test without --tta, or add both to the config; see configs/_base_/datasets',
         )
-    # What the wrapper's config says of the model inside differs from the model of single-scale testing.
+    # The wrapper's config may change the model inside it from that of single-scale testing.
     cfg.merge_from_dict({'model': cfg.tta_model.get('module', {})})
     cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
     dataset = cfg.test_dataloader.dataset

@@ -79,6 +79,12 @@ def toy_config(work_dir: Path, *, epochs: bool = False, steps: int = 12, **chang
         **changes: Top-level keys; dicts are merged into what is there.
     """
     dataset = dict(type='ToyNumbers')
+    val_loader = dict(
+        batch_size=5,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(dataset, noise=0.0),
+    )
     sampler = dict(type='DefaultSampler' if epochs else 'InfiniteSampler', shuffle=True)
     loop = dict(type='EpochBasedTrainLoop', max_epochs=-(-steps // 5), val_interval=1)
     cfg = Config(
@@ -86,14 +92,12 @@ def toy_config(work_dir: Path, *, epochs: bool = False, steps: int = 12, **chang
             default_scope='mmengine',
             model=dict(type='ToyNet'),
             train_dataloader=dict(batch_size=2, num_workers=0, sampler=sampler, dataset=dataset),
-            val_dataloader=dict(
-                batch_size=5,
-                num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(dataset, noise=0.0),
-            ),
+            val_dataloader=val_loader,
+            test_dataloader=val_loader,
             val_evaluator=dict(type='ToyMetric'),
+            test_evaluator=dict(type='ToyMetric'),
             val_cfg=dict(),
+            test_cfg=dict(),
             train_cfg=loop if epochs else dict(type='IterBasedTrainLoop', max_iters=steps, val_interval=4),
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.05)),
             default_hooks=dict(
