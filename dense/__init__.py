@@ -11,12 +11,23 @@ compat.install()
 # Registration needs mmengine repaired first; what needs mmdet or mmseg is imported by the configs that name it.
 from dense.console import progress  # noqa: E402
 from dense.data import loading, seeded  # noqa: E402
-from dense.engine import checkpoint, data_wait_hook, hooks, layer_decay, optim, runner  # noqa: E402
+from dense.engine import (  # noqa: E402
+    accumulation,
+    checkpoint,
+    data_wait_hook,
+    due_validation,
+    hooks,
+    layer_decay,
+    optim,
+    runner,
+)
 
 __all__ = [
+    'accumulation',
     'checkpoint',
     'compat',
     'data_wait_hook',
+    'due_validation',
     'hooks',
     'layer_decay',
     'loading',

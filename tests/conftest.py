@@ -72,7 +72,7 @@ def _tiny_options(task: str, root: Path, *, iters: int = 2, num_workers: int = 0
     options: dict[str, Any] = {
         'model.backbone.arch': ARCH,
         'train_cfg.max_iters': iters,
-        'train_cfg.val_interval': iters,
+        'train_cfg.val_interval': max(1, iters // 2),  # before the end, too: training goes on after a validation
         'train_dataloader.batch_size': 2,
         'val_dataloader.batch_size': 1,
         'default_hooks.checkpoint.interval': 2,

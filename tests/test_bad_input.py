@@ -198,7 +198,7 @@ TRAIN: dict[str, tuple[str, Callable[[Path], list[str]], str, str]] = {
     'unreadable image in validation': (
         'seg',
         spoil('images/validation/5.jpg', 'train_cfg.max_iters=1'),
-        r'cannot read .*validation/5.jpg: it is no image, or damaged',
+        r'cannot read .*validation/5.jpg: it is not an image, or it is damaged',
         r'restore the file',
     ),
     'nothing to resume': (

@@ -70,6 +70,7 @@ EVERYTHING = {
     'train_dataloader.batch_sampler.accumulative_counts': 2,
     'optim_wrapper.accumulative_counts': 2,
     'optim_wrapper.type': 'DenseAmpOptimWrapper',
+    'optim_wrapper.dtype': 'bfloat16',  # on processors without it, too
     'custom_hooks': [
         dict(type='EMAHook', momentum=0.1, interval=2, update_buffers=True),
         dict(type='TrainSizeHook', epoch=1, size=96),

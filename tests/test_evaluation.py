@@ -1,5 +1,7 @@
 """Are the evaluator's numbers those of the reference, and does the metric report them under MMDetection's names?"""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -216,3 +218,20 @@ def test_the_default_takes_a_quarter_of_the_references_time_at_most():
         spent[backend] = min(spent.get(backend, np.inf), time.process_time() - start)
     np.testing.assert_allclose(numbers['faster'], numbers['pycocotools'], rtol=0, atol=1e-10)
     assert spent['pycocotools'] / spent['faster'] >= 4, spent
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('evaluation.coco.DenseCocoMetric', dict(metric=['bbox', 'segm'])),
+        ('evaluation.mean_iou.DenseIoUMetric', dict(iou_metrics=['mIoU'])),
+        ('classify.metric.TopAccuracy', {}),
+    ],
+)
+def test_no_results_are_an_error_in_two_lines(name, options):
+    module, _, kind = name.rpartition('.')
+    metric = getattr(importlib.import_module(f'dense.{module}'), kind)(**options)
+    metric.dataset_meta = dict(classes=CLASSES)
+    with pytest.raises(UserError, match=f'{kind} has no image to evaluate') as caught:
+        metric.compute_metrics([])
+    assert 'filter_cfg' in caught.value.remedy

@@ -6,7 +6,7 @@ import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,13 +14,17 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from rich.console import Console
+from toy_run import toy_config
 
 from dense.console import output as screen
 from dense.console.progress import ProgressBarHook, clock, summary
 from dense.data.seeded import SeededBatchSampler, SeededDataset
-from dense.engine.checkpoint import AtomicBackend, from_plain, latest_checkpoint, to_plain
+from dense.engine.atomic import AtomicBackend
+from dense.engine.checkpoint import from_plain, to_plain
 from dense.engine.hooks import FiniteLossHook
+from dense.engine.launch import train
 from dense.engine.options import parse_options
+from dense.engine.resume import latest_checkpoint
 from dense.errors import UserError, did_you_mean
 from dense.randomness import own_randomness, seed_generators
 
@@ -152,7 +156,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path: Path) -> N
     backend.put(b'1', old)
     backend.remove(old)
     assert old.exists()
-    AtomicBackend().put(b'2', new)  # MMEngine makes a backend for every write
+    AtomicBackend(backend.waiting).put(b'2', new)  # MMEngine makes a backend for every write
     assert not old.exists() and new.exists()
     backend.remove(new)
     backend.put(b'3', new)
@@ -172,24 +176,74 @@ def test_history_survives_as_plain_data() -> None:
     assert read['log_scalars']['loss'].mean(2) == history.mean(2)
 
 
+class Size(NamedTuple):
+    height: int
+    width: Any
+
+
+def test_named_tuples_become_plain() -> None:
+    file = io.BytesIO()
+    torch.save(to_plain(dict(size=Size(3, np.int64(4)))), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == dict(size=(3, 4))
+
+
 LATEST = [
     ({'iter_9.pth': 1, 'iter_10.pth': 2}, 'iter_10.pth', 'iter_10.pth'),
     ({'iter_9.pth': 1, 'iter_10.pth': 2}, '/moved/away/iter_9.pth', 'iter_9.pth'),
     ({'epoch_1.pth': 2, 'epoch_2.pth': 3}, '', 'epoch_2.pth'),
     ({'epoch_1.pth': 2}, 'epoch_2.pth', 'epoch_1.pth'),
     ({'best_mIoU_iter_8.pth': 3}, None, None),
+    ({'iter_9.pth': 1, 'iter_10.pth': 1}, None, 'iter_10.pth'),  # copied: all of the same age
+    ({'iter_9.pth': 1}, '.', 'iter_9.pth'),
+    ({'iter_9.pth': 1}, '\0', 'iter_9.pth'),
+    ({'iter_9.pth': 1}, 'x' * 5000, 'iter_9.pth'),
+    ({'iter_9.pth': 1}, b'\xff\xfe', 'iter_9.pth'),
 ]
 
 
 @pytest.mark.parametrize(('files', 'pointer', 'expected'), LATEST)
-def test_latest_checkpoint(tmp_path: Path, files: dict[str, int], pointer: str | None, expected: str | None) -> None:
+def test_latest_checkpoint(
+    tmp_path: Path, files: dict[str, int], pointer: str | bytes | None, expected: str | None
+) -> None:
     for name, age in files.items():
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
     if pointer is not None:
-        (tmp_path / 'last_checkpoint').write_text(pointer)
+        (tmp_path / 'last_checkpoint').write_bytes(pointer if isinstance(pointer, bytes) else pointer.encode())
     found = latest_checkpoint(tmp_path)
     assert (None if found is None else found.name) == expected
+
+
+def test_a_copied_run_goes_on_from_its_own_files(tmp_path: Path) -> None:
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / 'iter_2.pth').touch()
+        (folder / 'last_checkpoint').write_text(str(first / 'iter_2.pth'))
+    assert latest_checkpoint(second) == second / 'iter_2.pth'
+    (second / 'iter_2.pth').unlink()  # or kept in another folder from the beginning (out_dir)
+    assert latest_checkpoint(second) == first / 'iter_2.pth'
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = toy_config(tmp_path, steps=3)
+    train(cfg)
+    expected = (tmp_path / 'iter_3.pth').read_bytes()
+    (tmp_path / 'iter_3.pth').write_bytes(expected[: len(expected) // 2])
+    cfg.resume = True
+    capfd.readouterr()
+    assert train(cfg).iter == 3
+    shown = capfd.readouterr().out
+    assert f'WARNING: {str(tmp_path / "iter_3.pth")!r}' in shown and 'earlier' in shown
+    assert f'continuing {tmp_path / "iter_2.pth"} after 2 steps' in shown
+    for path in tmp_path.glob('iter_*.pth'):
+        path.write_bytes(b'')
+    with pytest.raises(UserError, match='none of the 3 checkpoints') as caught:
+        train(cfg)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 class FakeRunner:

@@ -13,7 +13,6 @@ from dense.engine.launch import load_config, train
 
 pytestmark = pytest.mark.smoke
 
-NO_VALIDATION: dict[str, Any] = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
 EPOCHS: dict[str, Any] = {
     'train_cfg': dict(type='EpochBasedTrainLoop', max_epochs=2),
     'train_dataloader.sampler': dict(type='DefaultSampler', shuffle=True),
@@ -21,14 +20,41 @@ EPOCHS: dict[str, Any] = {
     'log_processor.by_epoch': True,
 }
 WORKERS = {'train_dataloader.num_workers': 2, 'train_dataloader.persistent_workers': True}
+GATHERED = {'optim_wrapper.accumulative_counts': 2}
+CLIPPED = {'optim_wrapper.clip_grad': dict(max_norm=1.0)}
+PLAIN_STEPS: list[dict[str, Any]] = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=False),  # objects go only to images of the same size
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+
+
+def mosaics(options: dict[str, Any]) -> dict[str, Any]:
+    """Copies objects from one image into another in the first epoch, and no longer in the second."""
+    inner = {'type': 'CocoFolderDataset', 'data_root': 'data/own'}
+    inner |= {key: options[f'train_dataloader.dataset.{key}'] for key in ('ann_file',)}
+    inner |= {'data_prefix': dict(img='images/training/'), 'pipeline': PLAIN_STEPS[:3]}
+    mixed = dict(
+        type='MultiImageMixDataset',
+        dataset=inner,
+        pipeline=[dict(type='CopyPaste', max_num_pasted=3), *PLAIN_STEPS[3:]],
+    )
+    kept = {key: value for key, value in options.items() if not key.startswith('train_dataloader.dataset.')}
+    switch = dict(type='mmdet.PipelineSwitchHook', switch_epoch=1, switch_pipeline=PLAIN_STEPS[3:])
+    return {**kept, 'train_dataloader.dataset': mixed, 'custom_hooks': [switch]}
+
+
 # What runs: task, number of steps, options; then each resumed run: the step after which, and its own options.
 RUNS: dict[str, tuple[str, int, dict[str, Any], list[tuple[int, dict[str, Any]]]]] = {
     # The uninterrupted run validates before the step, the resumed one does not.
-    'detector counted in steps': ('det', 4, {'train_cfg.val_interval': 2}, [(2, {})]),
+    'detector counted in steps': ('det', 4, {'train_cfg.val_interval': 2, **CLIPPED}, [(2, {})]),
     # 3 steps are an epoch: once between two, once inside.
-    'detector counted in epochs': ('det', 6, {**NO_VALIDATION, **EPOCHS}, [(3, {}), (4, {})]),
-    # Processes load 8 samples ahead of the step.
-    'segmentor': ('seg', 4, NO_VALIDATION, [(2, {}), (3, WORKERS)]),
+    'detector counted in epochs': ('det', 6, EPOCHS, [(3, {}), (4, {})]),
+    'detector on mixed images': ('det', 6, {**EPOCHS, **GATHERED}, [(3, WORKERS)]),
+    # Processes load 8 samples ahead of the step; after 3 steps an update is half done.
+    'segmentor': ('seg', 4, GATHERED, [(2, {}), (3, WORKERS)]),
 }
 
 
@@ -52,7 +78,9 @@ def test_resumed_run_equals_uninterrupted_run(
     def config(work_dir: Path, more: dict[str, Any], resume: str | None = None) -> Config:
         every_step = {'default_hooks.checkpoint.interval': 1, 'default_hooks.checkpoint.max_keep_ckpts': -1}
         noisy = {'model.backbone.drop_path_rate': 0.3}
-        merged = {**tiny_options(task, tiny_data, iters=num_steps), **every_step, **noisy, **options, **more}
+        tiny = tiny_options(task, tiny_data, iters=num_steps)
+        tiny = mosaics(tiny) if 'mixed' in name else tiny
+        merged = {**tiny, **every_step, **noisy, **options, **more}
         if 'train_cfg' in merged:
             merged = {key: value for key, value in merged.items() if not key.startswith('train_cfg.')}
         seed = None if resume else 7  # the resumed run takes it from the checkpoint

@@ -281,7 +281,7 @@ def test_trains_and_tests_in_mixed_precision(task: str, tmp_path: Path) -> None:
     (write_coco if task == 'detection' else write_labels)(tmp_path)
     changed = config(task, tmp_path, tmp_path / 'run')
     changed.optim_wrapper.update(type='DenseAmpOptimWrapper', clip_grad=dict(max_norm=35.0))
-    changed.train_cfg.update(max_iters=2)
+    changed.train_cfg.update(max_iters=2, val_interval=1)
     Runner.from_cfg(changed).train()
     losses = logged(tmp_path / 'run', 'loss')
     assert len(losses) == 2

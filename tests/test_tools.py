@@ -14,7 +14,8 @@ import product
 import pytest
 import torch
 
-from dense.engine import launch, project
+from dense import project
+from dense.engine import config as engine_config
 from dense.engine.launch import load_config, say_device
 from dense.project import config_names, find_config
 
@@ -127,9 +128,9 @@ def test_configs_are_found_by_name(name: str, tmp_path: Path, monkeypatch: pytes
 def test_an_installation_works_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `data` of an installation is the folder of a package: nothing there may be taken for the user's data.
     monkeypatch.chdir(tmp_path)
-    for module in (launch, project):
+    for module in (engine_config, project):
         monkeypatch.setattr(module, 'IS_CLONE', False)
-    monkeypatch.setattr(launch, 'PROJECT', PROJECT / 'dense')
+    monkeypatch.setattr(engine_config, 'PROJECT', PROJECT / 'dense')
     cfg = load_config(PROJECT / config_names('mini/upernet')[0])
     assert cfg.train_dataloader.dataset.data_root == 'data/mini'
     assert cfg.work_dir == str(tmp_path / 'work_dirs' / Path(cfg.filename).stem)
@@ -163,11 +164,19 @@ def test_the_one_command_knows_every_tool() -> None:
     assert set(listed) == {path.stem for path in (PROJECT / 'tools').glob('[!_]*.py')}
 
 
+INSIST = {'optim_wrapper.dtype': 'bfloat16'}  # on processors without it, too
+
+
 def test_options_change_nothing_else(tiny_config_files: dict[str, str]) -> None:
     before = load_config(tiny_config_files['det'])
     after = load_config(
         tiny_config_files['det'],
-        options={'val_dataloader.batch_size': 7, 'val_evaluator.metric': 'bbox', 'param_scheduler.1.power': 2.0},
+        options={
+            'val_dataloader.batch_size': 7,
+            'val_evaluator.metric': 'bbox',
+            'param_scheduler.1.power': 2.0,
+            **INSIST,
+        },
         amp=True,
         seed=5,
         deterministic=True,
@@ -191,7 +200,7 @@ def test_train_then_test(
     work_dir, pictures, out = tmp_path / 'work', tmp_path / 'pictures', tmp_path / 'out' / 'metrics.json'
     command = tiny_command(task, own_data, work_dir, iters=4)
     say_device.cache_clear()  # as in a new process
-    assert tool('train')([*command, '--amp']) == 0
+    assert tool('train')([*command, 'optim_wrapper.dtype=bfloat16', '--amp']) == 0
     shown = capfd.readouterr().out
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
     assert shown.count('SyncBN') == 1

@@ -34,7 +34,7 @@ def config(backbone=ATTO, optimizer=None):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(tuning.torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
 
 
 CHOICES = [
@@ -61,8 +61,9 @@ def test_every_backbone_has_its_choice():
     assert {getattr(kind, '__name__', kind) for kind in types} >= set(backbones.__all__)
 
 
-def test_nothing_is_chosen_for_a_gpu(monkeypatch):
-    monkeypatch.setattr(tuning.torch.cuda, 'is_available', lambda: True)
+@pytest.mark.parametrize('device', ['cuda', 'mps', 'npu'])
+def test_nothing_is_chosen_for_a_gpu(device, monkeypatch):
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', device)
     cfg = config()
     set_cpu_defaults(cfg)
     assert 'lean_mlp' not in cfg.model.backbone and 'fused' not in cfg.optim_wrapper.optimizer
@@ -73,10 +74,9 @@ def test_nothing_is_chosen_for_a_gpu(monkeypatch):
 def test_runs_with_and_without_are_exchangeable(task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu):
     """A run that was begun with the choices goes on without them, and the other way round, to the same losses."""
     off = {'model.backbone.lean_mlp': False, 'winograd': False}
-    no_validation = {'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}
 
     def run(name, more, resume=None):
-        options = {**tiny_options(task, tiny_data, iters=2), **no_validation, **SGD, **more}
+        options = {**tiny_options(task, tiny_data, iters=2), **SGD, **more}
         options['default_hooks.checkpoint.interval'] = 1
         cfg = load_config(
             tiny_config_files[task], work_dir=tmp_path / name, data_root=tiny_data, options=options, resume=resume,

@@ -100,12 +100,10 @@ def run(
     if threads_sleep:
         os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # OpenMP reads this once, when PyTorch is imported
     # After the command line is read, so that --help need not wait for PyTorch.
-    import torch
-
     from dense.console.main import run as run_command
-    from dense.cpu import allocator
+    from dense.cpu import allocator, device
 
     # With a GPU the large blocks are there; loading data for long with ever new sizes should give memory back.
-    if keep_memory and not torch.cuda.is_available():
+    if keep_memory and device.accelerator() is None:
         allocator.keep_memory()
     return run_command(command, show_traceback=args.traceback, log_dir=log_dir)

@@ -10,6 +10,11 @@ else:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tools import _common
 
+AMP = (
+    'mixed precision; refused on a CPU without bfloat16, where it is far slower, unless you insist with '
+    '--cfg-options optim_wrapper.dtype=bfloat16'
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and train.
@@ -31,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         help='continue a stopped run exactly: the newest checkpoint of the work dir, or this one',
     )
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp', action='store_true', help=AMP)
     parser.add_argument('--compile', action='store_true', help='compile the backbone')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--seed', type=int, help='seed of every random number (default: 0)')

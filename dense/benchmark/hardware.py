@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,11 @@ import timm
 import torch
 import torchvision
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 GEMM_SIZE = 2048
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 _CGROUP = Path('/sys/fs/cgroup')
@@ -25,10 +29,14 @@ def hardware(device: torch.device) -> str:
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
         return f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    memory = f'{_main_memory() / 2**30:.0f} GiB' if hasattr(os, 'sysconf') else 'unknown memory'
     isa = torch.backends.cpu.get_cpu_capability()
     waiting = os.environ.get('OMP_WAIT_POLICY', 'default')
-    return f'{_cpu_name()} ({isa}), {os.cpu_count()} cores, {memory / 2**30:.0f} GiB, OMP_WAIT_POLICY {waiting}'
+    return f'{_cpu_name()} ({isa}), {os.cpu_count()} cores, {memory}, OMP_WAIT_POLICY {waiting}'
+
+
+def _main_memory() -> int:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _cpu_name() -> str:
@@ -74,7 +82,12 @@ def _container_memory() -> int | None:
 
 
 def page_faults() -> int:
-    """Return how many minor page faults the process has had: pages of memory that the system handed out anew."""
+    """Return how many minor page faults the process has had: pages of memory that the system handed out anew.
+
+    Windows does not tell; 0 stands for it.
+    """
+    if resource is None:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
@@ -102,7 +115,7 @@ def _release_free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None  # glibc's
     if trim is not None:
         trim(0)
     if os.access(_CLEAR, os.W_OK):
@@ -113,6 +126,8 @@ def memory_use(device: torch.device) -> tuple[int, int]:
     """Return bytes in use, and their peak."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0, 0
     if not _STATUS.is_file():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak, peak  # bytes on macOS, the system without /proc

@@ -8,6 +8,8 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from dense.evaluation.results import check_results
+
 
 @METRICS.register_module()
 class TopAccuracy(BaseMetric):
@@ -43,7 +45,11 @@ class TopAccuracy(BaseMetric):
 
         Args:
             results: Rank of the true class, 0 is first, and K, for every image.
+
+        Raises:
+            UserError: There are no images.
         """
+        check_results(results, self)
         ranks = np.array([rank for rank, _ in results])
         num_classes = max(number for _, number in results)
         return {f'top{k}': 100 * float((ranks < k).mean()) for k in self.topk if k < num_classes}

@@ -28,7 +28,7 @@ def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: s
     try:
         command()
     except KeyboardInterrupt:
-        sys.stderr.write('interrupted; go on with --resume where checkpoints were saved\n')
+        sys.stderr.write('interrupted; if a checkpoint was saved, --resume continues from it\n')
         return INTERRUPTED
     except Exception as error:
         if show_traceback:

@@ -1,4 +1,4 @@
-"""What a person sees during a run: few lines and a progress bar. What libraries say goes to the log file."""
+"""What a person sees during a run: a few lines and a progress bar. Output of libraries goes to the log file."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 
 class _LogWriter(io.TextIOBase):
-    """A stand-in for ``sys.stdout`` that logs whole lines; lines from before there is a log are kept for it."""
+    """A stand-in for ``sys.stdout`` that logs whole lines; lines written before a log exists are kept until it does."""
 
     def __init__(self) -> None:
         self.logger: logging.Logger | None = None
@@ -61,21 +61,21 @@ def notice(text: str) -> None:
 
 
 def start_progress(progress: Progress) -> None:
-    """Show a progress bar until :func:`stop_progress`; an earlier one is taken away."""
+    """Show a progress bar until :func:`stop_progress`; an earlier one is removed."""
     stop_progress()
     progress.start()
     _screen.progress = progress
 
 
 def stop_progress() -> None:
-    """Take the progress bar away, if there is one."""
+    """Remove the progress bar, if there is one."""
     if _screen.progress is not None:
         _screen.progress.stop()
         _screen.progress = None
 
 
 def log_into(logger: logging.Logger) -> None:
-    """Let a library's logger write to its file only, and what libraries print or warn of go there too."""
+    """Make a library's logger write only to its file, and send what libraries print or warn about there as well."""
     for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
         logger.removeHandler(handler)
     if _screen.writer is not None:
@@ -85,7 +85,7 @@ def log_into(logger: logging.Logger) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the screen free of what libraries print and warn of while the body runs."""
+    """Keep what libraries print and warn about off the screen while the body runs."""
     if _screen.writer is not None:  # already quiet
         yield
         return

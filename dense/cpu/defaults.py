@@ -15,7 +15,6 @@ Maps stay in PyTorch's usual memory format: channels last was not faster in trai
 import inspect
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -23,18 +22,19 @@ from torch import nn
 from backbones.base import DenseBackbone, StagedBackbone
 from backbones.fast.winograd import use_winograd
 from backbones.layers import Stage
+from dense.cpu.device import run_device
 from dense.errors import UserError
 
 _FUSED = ('AdamW',)  # optimizers of PyTorch whose fused form was measured
 
 
 def set_cpu_defaults(cfg: Config) -> None:
-    """Fill in what the config leaves open, in place; nothing where there is a GPU.
+    """Fill in what the config leaves open, in place; nothing where the run takes no CPU.
 
     Args:
         cfg: Config of a training run.
     """
-    if torch.cuda.is_available():
+    if run_device() != 'cpu':
         return
     backbone = (cfg.get('model') or {}).get('backbone')
     if backbone and 'lean_mlp' in _arguments(backbone.get('type')):

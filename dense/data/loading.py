@@ -1,5 +1,6 @@
-"""Loading samples with an eye on their files: an image that cannot be read, a label that the model does not know."""
+"""Loading samples and naming the file that is to blame: an unreadable image, a label that the model does not know."""
 
+import copy
 from multiprocessing import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ MAX_REDRAWS = 20
 
 @FUNCTIONS.register_module()
 def limit_threads(worker_id: int) -> None:
-    """Keep a loading process to one thread: the processes themselves are what uses the cores."""
+    """Keep a loading process to one thread: the processes together already use the cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -48,6 +49,10 @@ class CheckedDataset(DatasetView):
         """The data set's, with COCO's category ids of its classes: checkpoints keep it, and predictions name them."""
         ids = getattr(self.dataset, 'cat_ids', None)
         return dict(self.dataset.metainfo, **({} if ids is None else {'category_ids': list(ids)}))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'CheckedDataset':
+        # The queue joins this process and its loading processes; a copy has its own.
+        return type(self)(copy.deepcopy(self.dataset, memo), self.num_classes, self.test_mode)
 
     def __getitem__(self, index: int) -> Any:
         for _ in range(MAX_REDRAWS):
@@ -83,6 +88,8 @@ class CheckedDataset(DatasetView):
         self._reports.put(path)
 
     def _unreadable_file(self, index: int) -> str | None:
+        if not hasattr(self.dataset, 'get_data_info'):  # nobody knows which file it was
+            return None
         info = self.dataset.get_data_info(index)
         paths = [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
         return next((path for path in paths if _reason(path)), None)
@@ -133,15 +140,15 @@ def check_labels(truth: Any, num_classes: int) -> None:
 
 
 def _reason(path: str) -> str | None:
-    """Return why a file is no readable image, or None if it is one."""
+    """Return why a file cannot be read as an image, or None if it can."""
     if '://' in path:
         return None
     if not Path(path).is_file():
         return 'there is no such file'
     if Path(path).stat().st_size == 0:
         return 'the file is empty'
-    # OpenCV's JPEG reader complains on the screen by itself, so it is only the second to be asked.
-    return None if _pillow_reads(path) or cv2.imread(path) is not None else 'it is no image, or damaged'
+    # OpenCV's JPEG reader prints its complaints, so Pillow is asked first.
+    return None if _pillow_reads(path) or cv2.imread(path) is not None else 'it is not an image, or it is damaged'
 
 
 def _pillow_reads(path: str) -> bool:

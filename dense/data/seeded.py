@@ -25,15 +25,15 @@ class Draw(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class SeededBatchSampler:
-    """Batches of another sampler, each index with the number of its draw, from any step of the run on.
+    """Batches of another sampler, each index with the number of its draw, starting at any step of the run.
 
     Args:
         sampler: Order of the samples; shuffled by its own seed and epoch.
         batch_size: Samples per batch and process.
         inner: Config of another batch sampler that groups the samples; plain groups in the sampler's order if None.
         drop_last: Without ``inner``: leave out a last batch that is not full.
-        start_epoch: Epoch in which the run goes on; 0 in a run that counts iterations only.
-        start_iter: Steps that the run has made before.
+        start_epoch: Epoch in which the run continues; 0 in a run that counts only iterations.
+        start_iter: Steps already made.
     """
 
     def __init__(

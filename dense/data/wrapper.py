@@ -1,4 +1,4 @@
-"""A data set seen through a wrapper that adds one thing to it."""
+"""Wrappers that add one thing to a data set."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mmengine.registry import DATASETS
 
 
 class DatasetView:
-    """Base of the wrappers: builds the data set, and passes on whatever a wrapper does not answer itself.
+    """Base of the wrappers: builds the data set, and forwards every attribute that a wrapper does not have itself.
 
     Args:
         dataset: The data set's config, or the data set.
@@ -19,8 +19,9 @@ class DatasetView:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        # `dataset` itself is asked for here only while an object is being unpickled and still empty.
-        if name == 'dataset':
+        # `dataset` itself is asked for here only while an object is being unpickled and still empty. How to copy or
+        # pickle the inner data set is not how to copy the wrapper.
+        if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

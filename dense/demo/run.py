@@ -20,8 +20,8 @@ from dense.console.progress import ProgressBarHook, clock
 from dense.console.tables import plain
 from dense.data.mini import write_crops, write_mini
 from dense.demo.pretrain import Pretrained, pretrain
-from dense.engine.checkpoint import latest_checkpoint
 from dense.engine.launch import load_config, test, train
+from dense.engine.resume import latest_checkpoint
 from dense.errors import UserError
 
 MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160.py'

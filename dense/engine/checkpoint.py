@@ -1,71 +1,19 @@
-"""Checkpoints that survive a crash while they are written, and that any strict reader opens."""
+"""Checkpoints that any strict reader opens, and that fit the model before anything of them is loaded."""
 
-import os
-import re
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
 from dense.console.output import notice
+from dense.engine.atomic import ATOMIC, sweep
 from dense.errors import UserError
 
-ATOMIC = 'atomic'
 PLAIN_HISTORY = 'plain_history'
-
-
-@register_backend(ATOMIC, force=True)
-class AtomicBackend(LocalBackend):
-    """Local files that are either the old ones or complete new ones, and are removed only once a new one is there."""
-
-    _to_remove: ClassVar[list[str]] = []
-
-    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write a file beside its place, force it to the disk, move it into its place, then remove what waits.
-
-        Args:
-            obj: Content of the file.
-            filepath: Its place; the folder is made if it is missing.
-        """
-        path = Path(filepath)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        try:
-            with scratch.open('wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-        waiting, self._to_remove[:] = list(self._to_remove), []
-        for old in waiting:
-            if Path(old) != path:
-                Path(old).unlink(missing_ok=True)
-
-    def remove(self, filepath: str | Path) -> None:
-        """Remove a file as soon as the next one is written.
-
-        Args:
-            filepath: The file.
-        """
-        self._to_remove.append(str(filepath))
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it a power cut may take the new name back. Windows cannot open folders and needs nothing of the kind.
-    if os.name == 'posix':
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @HOOKS.register_module()
@@ -76,11 +24,15 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_train(self, runner: Any) -> None:
-        """Choose the folder and how files are written."""
+        """Choose the folder and how files are written, and remove what killed runs left half-written there."""
         self.backend_args: dict[str, Any] | None
-        if self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir):
-            self.backend_args = dict(backend=ATOMIC)
+        is_local = self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir)
+        if is_local:
+            self.backend_args = dict(backend=ATOMIC, waiting=[])
         super().before_train(runner)
+        if is_local and is_main_process():
+            for path in sweep(self.out_dir):
+                runner.logger.info(f'removed {path}, which a killed run had left half-written')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Turn every object in the checkpoint into plain data."""
@@ -101,7 +53,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([to_plain(item) for item in value])
+        items = [to_plain(item) for item in value]
+        # A reader that runs no code knows no class but these; what the names of a NamedTuple meant goes to its order.
+        return tuple(items) if isinstance(value, tuple) else items
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
@@ -149,22 +103,3 @@ class CheckpointMatchHook(Hook):
         if others:
             new = sorted(set(wanted) - set(fitting))
             notice(f'loaded {len(fitting)} of {len(wanted)} tensors; new: {", ".join(new[:4])}')
-
-
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the newest checkpoint of a run, or None if it saved none.
-
-    Args:
-        work_dir: Folder of the run. The file that it names as its last is preferred, while it exists.
-    """
-    folder = Path(work_dir)
-    pointer = folder / 'last_checkpoint'
-    if pointer.is_file():
-        # The folder may have been moved since.
-        for named in (Path(pointer.read_text().strip()), folder / Path(pointer.read_text().strip()).name):
-            if named.is_file():
-                return named
-    numbered = [
-        (path.stat().st_mtime_ns, path) for path in folder.glob('*.pth') if re.fullmatch(r'(iter|epoch)_\d+', path.stem)
-    ]
-    return max(numbered)[1] if numbered else None

@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from dense.console.output import quiet_libraries
 from dense.data.relocate import find_data, replace_data_root
 from dense.engine.options import apply_options, check_options, check_top_level
+from dense.engine.precision import ask_for_mixed_precision
 from dense.errors import UserError
 from dense.project import IS_CLONE, PROJECT, find_config, work_dirs
 
@@ -38,7 +39,7 @@ def load_config(
         options: Config keys in dotted form and their new values.
         resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
         load_from: Checkpoint file whose weights training starts from.
-        amp: Train in mixed precision.
+        amp: Train in mixed precision; refused on a CPU without bfloat16, unless the config names ``dtype``.
         compiled: Compile the backbone; a config's own ``compile`` (arguments of ``torch.compile``) is kept.
         auto_scale_lr: Scale the learning rate with the images per step, from the number that the config was made for.
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
@@ -92,7 +93,7 @@ def _place(cfg: Config, work_dir: str | Path | None, data_root: str | Path | Non
 
 def _set_computation(cfg: Config, *, amp: bool, compiled: bool) -> None:
     if amp:
-        cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
+        ask_for_mixed_precision(cfg)
     if compiled:
         cfg.compile = cfg.get('compile') or True
 

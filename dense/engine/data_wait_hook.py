@@ -1,4 +1,4 @@
-"""A word to the user when training waits for its data, so that a GPU stands idle."""
+"""Tell the user when training waits for its data while the GPU is idle."""
 
 import time
 from typing import Any
@@ -12,17 +12,17 @@ from dense.cpu.cores import usable_cores
 
 @HOOKS.register_module()
 class DataWaitHook(Hook):
-    """Say once in a run that loading data takes a large share of the steps' time, and what to do about it.
+    """Say once per run that loading data takes a large share of each step, and what to do about it.
 
     The time is this hook's own: MMEngine's ``data_time`` also holds what validation and saving take before a step.
 
     Args:
-        warm_up: Steps that are not looked at: the loading processes start, and kernels are chosen.
-        window: Steps that are looked at together; a loader with several processes delivers in bursts.
+        warm_up: Steps that do not count: the loading processes start, and kernels are chosen.
+        window: Steps that are averaged; a loader with several processes delivers in bursts.
         limit: Share of the time, 0 to 1, above which loading is too slow.
     """
 
-    priority = 'LOWEST'  # what the other hooks do after a step is no waiting for data
+    priority = 'LOWEST'  # what other hooks do after a step is not waiting for data
 
     def __init__(self, warm_up: int = 50, window: int = 50, limit: float = 0.2) -> None:
         self.warm_up = warm_up
@@ -38,11 +38,11 @@ class DataWaitHook(Hook):
         self._since = time.perf_counter()
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Forget what was done between two epochs, like saving a checkpoint."""
+        """Ignore what happened between two epochs, such as saving a checkpoint."""
         self._since = time.perf_counter()
 
     def after_val(self, runner: Any) -> None:
-        """Forget the time that validation took."""
+        """Ignore the time that validation took."""
         self._since = time.perf_counter()
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -50,7 +50,7 @@ class DataWaitHook(Hook):
         self._loading += self._seconds()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Count the step; at the end of a window, speak where loading was too slow."""
+        """Count the step; at the end of a window, say so if loading was too slow."""
         self._working += self._seconds()
         self._steps += 1
         looked_at = self._steps - self.warm_up
@@ -80,7 +80,7 @@ def advise_num_workers(num_workers: int, cores: int) -> str:
 
     Args:
         num_workers: Processes that load data at present.
-        cores: Processor cores there are; more processes than these do not help.
+        cores: Number of processor cores; more processes than cores do not help.
     """
     more = min(max(2, 2 * num_workers), cores)
     if more > num_workers:

@@ -1,4 +1,4 @@
-"""Hooks of every run: steps that can be repeated, losses that are finite, data that is there."""
+"""Hooks of every run: repeatable steps, finite losses, data that exists."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ class SeededStepHook(Hook):
         self.seed = seed
 
     def before_train(self, runner: Any) -> None:
-        """Let a resumed loop that counts iterations go on at once: its data already starts at the right step."""
+        """Let a resumed loop that counts iterations start at once: its data already begins at the right step."""
         loop = runner.train_loop
         if loop.iter > 0 and hasattr(loop, 'dataloader_iterator'):
             loop.dataloader_iterator = _PlacedBatches(loop.dataloader_iterator, loop.iter)
@@ -41,12 +41,12 @@ class SeededStepHook(Hook):
 
 
 class _PlacedBatches:
-    """Batches that start at the right step already, for a resumed loop that means to pass over the earlier ones.
+    """Batches that already start at the right step, for a resumed loop that would skip the earlier ones.
 
     Args:
         batches: The loop's own iterator.
-        count: Number of steps that the loop passes over: by ``skip_iter`` where its iterator has that, or else by
-            drawing as many batches, for which ``None`` will do.
+        count: Number of steps that the loop skips: by ``skip_iter`` where its iterator has it, or else by drawing as
+            many batches, which are never looked at and may be ``None``.
     """
 
     def __init__(self, batches: Iterator[Any], count: int) -> None:
@@ -100,10 +100,10 @@ def image_names(data_batch: Any) -> list[str]:
 
 @HOOKS.register_module()
 class CheckedDataHook(Hook):
-    """Look before the first step whether the files of the data sets exist, and count unreadable ones during training.
+    """Check before the first step that the data sets' files exist, and count unreadable ones during training.
 
     Args:
-        max_unreadable: Number of unreadable files that training bears; one in a hundred, but at least 10, if None.
+        max_unreadable: Number of unreadable files that training tolerates; by default 1 percent, but at least 10.
     """
 
     priority = 'VERY_HIGH'

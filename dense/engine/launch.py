@@ -13,17 +13,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from backbones.serialization import load_file
 from dense.console.output import notice, quiet_libraries
+from dense.cpu.device import describe_device, prepare_determinism
 from dense.data.check import check_paths, fit_classes
-from dense.data.run_inputs import RunInputs, Start
-from dense.engine.checkpoint import latest_checkpoint
+from dense.data.run_inputs import RunInputs
 from dense.engine.config import find_config, load_config
+from dense.engine.resume import find_start
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
 from dense.errors import UserError
@@ -46,7 +45,7 @@ def train(cfg: Config) -> Runner:
     with quiet_libraries():
         join_processes(cfg.launcher)
         inputs = _checked_inputs(cfg, ('train', 'val'))
-        start = _find_start(cfg)
+        start = find_start(cfg)
         add_run_defaults(cfg, replace(inputs, start=start))
         runner = _build_runner(cfg)
         if cfg.get('resume'):
@@ -119,40 +118,12 @@ def check_work_dir(work_dir: str) -> None:
         raise UserError(f'cannot write into the work dir {work_dir}: {error.strerror}', remedy) from error
 
 
-def _find_start(cfg: Config) -> Start:
-    """Find the checkpoint to continue from and the seed, set both in the config, and return where the run starts."""
-    if not cfg.get('resume'):
-        cfg.randomness.seed = cfg.randomness.seed or 0
-        return Start()
-    if cfg.get('load_from') is None:
-        latest = latest_checkpoint(cfg.work_dir)
-        if latest is None:
-            raise UserError(
-                f'nothing to resume: there is no checkpoint in {cfg.work_dir}',
-                'start without --resume, or name the folder of the stopped run with --work-dir',
-            )
-        cfg.load_from = str(latest)
-    elif not Path(cfg.load_from).is_file():
-        raise UserError(
-            f'nothing to resume: there is no file {cfg.load_from}',
-            'give the path of a checkpoint, or --resume alone for the newest one in the work dir',
-        )
-    meta = load_file(cfg.load_from).get('meta', {})
-    if 'iter' not in meta:
-        raise UserError(
-            f'{cfg.load_from} holds weights only and no state of a run',
-            'start a new run from these weights with --load-from',
-        )
-    if cfg.randomness.seed is None:
-        cfg.randomness.seed = meta.get('seed') or 0
-    return Start(epoch=int(meta.get('epoch', 0)), iter=int(meta['iter']))
-
-
 @functools.cache
 def say_device() -> None:
-    """Say where the run computes, if not on a GPU; once in a process."""
-    if not torch.cuda.is_available():
-        notice('no GPU found: running on the CPU')
+    """Say where the run computes, if not on a GPU of the usual kind; once in a process."""
+    text = describe_device()
+    if text is not None:
+        notice(text)
 
 
 def _build_runner(cfg: Config) -> Runner:
@@ -161,4 +132,6 @@ def _build_runner(cfg: Config) -> Runner:
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)
     say_device()
+    if cfg.randomness.get('deterministic'):
+        prepare_determinism()
     return DenseRunner.from_cfg(cfg)

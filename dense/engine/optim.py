@@ -26,7 +26,7 @@ class DenseAmpOptimWrapper(OptimWrapper):
     Args:
         optimizer: Its parameters are on the training device already.
         dtype: ``'bfloat16'``, ``'float16'``, or None: float16 on CUDA, as in the published recipes, bfloat16 elsewhere.
-        loss_scale: For float16: ``'dynamic'``, or a number to start from that is then kept.
+        loss_scale: For float16: ``'dynamic'``, or a fixed number.
         accumulative_counts: Number of iterations whose gradients make one step.
         clip_grad: Arguments of ``torch.nn.utils.clip_grad_norm_``; see ``OptimWrapper``.
 

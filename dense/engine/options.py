@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from dense.engine.loaders import LOADER_KEYS
 from dense.errors import UserError, did_you_mean
 
 RUN_KEYS = {name for name in inspect.signature(Runner.__init__).parameters if name not in ('self', 'cfg')}
@@ -88,8 +89,11 @@ def _check_new(key: str, parts: list[str], depth: int, node: Any) -> None:
     # Whatever is built says itself which arguments it has.
     if depth > 0 and is_last and 'type' in node:
         return
+    is_loader = depth == 1 and parts[0].endswith('_dataloader')
+    if is_loader and is_last and parts[1] in LOADER_KEYS:
+        return
     place = '.'.join(parts[:depth]) or 'the config'
-    allowed = set(node.keys()) | (RUN_KEYS if depth == 0 else set())
+    allowed = set(node.keys()) | (RUN_KEYS if depth == 0 else LOADER_KEYS if is_loader else set())
     raise UserError(f'unknown config key {key}: {place} has no {parts[depth]!r}', did_you_mean(parts[depth], allowed))
 
 

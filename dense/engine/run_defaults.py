@@ -3,6 +3,7 @@
 The classes that are named here are registered by ``import dense``.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -10,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 import dense.visualization.hook  # noqa: F401  (registers its hook)
 from dense.cpu.defaults import set_cpu_defaults
 from dense.data.run_inputs import RunInputs
+from dense.engine.precision import fit_precision
 from dense.errors import UserError
 
 
@@ -19,8 +21,13 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     Args:
         cfg: Config of a run; its seed is set.
         inputs: What the run reads, and where it starts.
+
+    Raises:
+        UserError: The data is such that no run can be repeated.
     """
+    _refuse_caches(cfg)
     set_cpu_defaults(cfg)
+    fit_precision(cfg)
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
@@ -33,11 +40,12 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     )
     if cfg.get('val_dataloader'):
         cfg.val_dataloader.dataset = _checked(inputs, cfg.val_dataloader.dataset, True)
-    _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(
         cfg,
         dict(type='SeededStepHook', seed=seed),
+        dict(type='AccumulationHook'),
+        dict(type='DueValidationHook'),
         dict(type='FiniteLossHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
@@ -62,7 +70,6 @@ def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = 
     if tta:
         _use_tta(cfg)
     cfg.test_dataloader.dataset = _checked(inputs, cfg.test_dataloader.dataset, True)
-    _limit_threads(cfg)
     _replace_checkpoint_hook(cfg)
     _add_hooks(cfg, dict(type='CheckedDataHook'), dict(type='CheckpointMatchHook'), dict(type='ProgressBarHook'))
     if show_dir is not None:
@@ -78,11 +85,22 @@ def _checked(inputs: RunInputs, dataset: Any, test_mode: bool) -> ConfigDict:
     )
 
 
-def _limit_threads(cfg: Config) -> None:
-    for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        if loader and loader.get('num_workers', 0) > 0:
-            loader.setdefault('worker_init_fn', dict(type='limit_threads'))
+def _refuse_caches(cfg: Config) -> None:
+    for name in _type_names([cfg.train_dataloader.dataset, cfg.get('custom_hooks')]):
+        if name.split('.')[-1].startswith('Cached'):
+            raise UserError(
+                f'{name} mixes images that its process happened to load before: no run with it can be repeated or '
+                'resumed exactly',
+                f'use {name.split(".")[-1].removeprefix("Cached")} in a MultiImageMixDataset, which draws its images '
+                'by the seed',
+            )
+
+
+def _type_names(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield str(node.get('type', ''))
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _type_names(item)
 
 
 def _replace_checkpoint_hook(cfg: Config) -> None:
@@ -104,7 +122,7 @@ def _use_tta(cfg: Config) -> None:
             'the config has no test-time augmentation (tta_model and tta_pipeline)',
             'test without --tta, or add both to the config; see configs/_base_/datasets',
         )
-    # What the wrapper's config says of the model inside differs from the model of single-scale testing.
+    # The wrapper's config may change the model inside it from that of single-scale testing.
     cfg.merge_from_dict({'model': cfg.tta_model.get('module', {})})
     cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
     dataset = cfg.test_dataloader.dataset

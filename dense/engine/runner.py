@@ -9,10 +9,16 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed, nn
+from torch.utils.data import DataLoader
 
 from backbones.fast.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
+from dense.cpu.device import run_device
+from dense.engine.accumulation import gather_open_update
+from dense.engine.loaders import build_loader
+
+WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes speak through Gloo
 
 
 @RUNNERS.register_module()
@@ -31,6 +37,17 @@ class DenseRunner(Runner):
         log_into(logger)
         return logger
 
+    @staticmethod
+    def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
+        """Build a data loader; its processes end with this one.
+
+        Args:
+            dataloader: Its config.
+            seed: Of the sampler.
+            diff_rank_seed: Whether the processes of a distributed run have samplers with different seeds.
+        """
+        return build_loader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
 
@@ -42,7 +59,7 @@ class DenseRunner(Runner):
         if num_sync and not (self.distributed and torch.cuda.is_available()):
             notice(f'SyncBN needs several GPUs: its {num_sync} layers are plain BN in this run')
             model = revert_sync_batchnorm(model)
-        if model_wrapper_cfg is None and self.distributed and not torch.cuda.is_available():
+        if model_wrapper_cfg is None and self.distributed and run_device() in WITHOUT_NETWORK:
             # The default wrapper names a GPU.
             model_wrapper_cfg = dict(
                 type='MMDistributedDataParallel',
@@ -51,13 +68,24 @@ class DenseRunner(Runner):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint in the main process, with the gradients that each process has gathered for an update.
+
+        Args:
+            *args: See ``Runner.save_checkpoint``.
+            **kwargs: Likewise.
+        """
+        self.open_update = gather_open_update(self)  # the rest, and its hooks, happens in the main process only
+        super().save_checkpoint(*args, **kwargs)
+        self.open_update = None
+
     def test(self) -> dict[str, float]:
         """Evaluate the model; returns the metrics."""
         self._choose_convolutions()
         return super().test()
 
     def _choose_convolutions(self) -> None:
-        if self.cfg.get('winograd', not torch.cuda.is_available()):
+        if self.cfg.get('winograd', run_device() == 'cpu'):
             number = use_winograd(self.model)
             self.logger.info(f"{number} convolutions by Winograd's algorithm (backbones/fast/winograd.py)")
 
@@ -95,5 +123,5 @@ def join_processes(launcher: str) -> None:
     Args:
         launcher: ``'none'``, or what started the processes. Only ``'pytorch'`` works without GPUs.
     """
-    if launcher == 'pytorch' and not torch.cuda.is_available() and not distributed.is_initialized():
+    if launcher == 'pytorch' and run_device() in WITHOUT_NETWORK and not distributed.is_initialized():
         distributed.init_process_group('gloo')

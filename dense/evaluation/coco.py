@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dense.console.tables import named_numbers
 from dense.errors import UserError
+from dense.evaluation.results import check_results
 
 BACKENDS: Mapping[str, tuple[Any, Any]] = {
     'faster': (FasterCOCO, COCOeval_faster),
@@ -191,7 +192,11 @@ class DenseCocoMetric(CocoMetric):
 
         Returns:
             Name -> value in 0 to 1, or -1 where there is no truth.
+
+        Raises:
+            UserError: There are no images.
         """
+        check_results(results, self)
         truths, predictions = zip(*results, strict=True)
         if self._coco_api is None:
             self._coco_api = self._convert_truth(truths)

@@ -8,6 +8,8 @@ from mmengine.registry import METRICS
 from mmseg.evaluation.metrics import IoUMetric
 from torch import Tensor
 
+from dense.evaluation.results import check_results
+
 
 @METRICS.register_module()
 class DenseIoUMetric(IoUMetric):
@@ -15,6 +17,22 @@ class DenseIoUMetric(IoUMetric):
 
     Areas are added in double precision: a validation set has more pixels than single precision tells apart (2 ** 24).
     """
+
+    def compute_metrics(self, results: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
+        """Evaluate all images.
+
+        Args:
+            results: Areas of each image, as :meth:`intersect_and_union` made them.
+
+        Returns:
+            Name -> value in percent; empty with ``format_only``, which keeps no areas.
+
+        Raises:
+            UserError: There are no images.
+        """
+        if not self.format_only:
+            check_results(results, self)
+        return super().compute_metrics(results)
 
     @staticmethod
     def intersect_and_union(

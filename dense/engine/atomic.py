@@ -1,0 +1,136 @@
+"""Files that are written as a whole or not at all, whenever the process is killed."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mmengine.fileio import LocalBackend, register_backend
+
+try:
+    import fcntl
+except ImportError:  # Windows, which refuses to delete a file that a process has open
+    fcntl = None  # type: ignore[assignment]
+
+ATOMIC = 'atomic'
+
+
+@register_backend(ATOMIC, force=True)
+class AtomicBackend(LocalBackend):
+    """Local files that are either the old ones or complete new ones, and are removed only once a new one is there.
+
+    Args:
+        waiting: Paths to remove after the next write. MMEngine makes a backend for every write, so the owner of a run's
+            files hands the same list to all of them; nobody else's files are in it.
+    """
+
+    def __init__(self, waiting: list[str] | None = None) -> None:
+        self.waiting = [] if waiting is None else waiting
+
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
+        """Write a file beside its place, force it to the disk, move it into its place, then remove what waits.
+
+        Args:
+            obj: Content of the file.
+            filepath: Its place; the folder is made if it is missing.
+        """
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch_file(path.with_name(f'{path.name}.{_host()}-{os.getpid()}.tmp')) as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()  # Windows moves no open file
+            os.replace(file.name, path)
+        _sync_folder(path.parent)
+        waiting, self.waiting[:] = list(self.waiting), []
+        for old in waiting:
+            if Path(old) != path:
+                Path(old).unlink(missing_ok=True)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file as soon as the next one is written.
+
+        Args:
+            filepath: The file.
+        """
+        self.waiting.append(str(filepath))
+
+
+@contextmanager
+def _scratch_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing, locked as long as this process lives; it is gone afterwards, if it was not moved."""
+    while True:
+        with path.open('wb') as file:
+            _lock(file, wait=True)
+            # Before it was locked, somebody who sweeps may have taken it for the file of a dead process.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                try:
+                    yield file
+                finally:
+                    if fcntl is None:
+                        file.close()
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool:
+    """Lock an open file until it is closed or its process dies; return whether it is locked."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has it, or the file system knows no locks
+        return False
+    return True
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove the half-written files that killed processes of this machine left in a folder.
+
+    A file of a process that lives is locked and stays, whatever its number; so do files of other machines, whose locks
+    cannot be seen on every network drive.
+
+    Args:
+        folder: Where an :class:`AtomicBackend` writes.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in Path(folder).glob(f'*.{_host()}-*.tmp'):
+        if re.fullmatch(rf'.+\.{re.escape(_host())}-\d+\.tmp', path.name) is None or not path.is_file():
+            continue
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # swept by somebody else; somebody else's rights
+            if _remove_unlocked(path):
+                removed.append(path)
+    return removed
+
+
+def _remove_unlocked(path: Path) -> bool:
+    if fcntl is None:
+        path.unlink()  # refused while a process has it open
+        return True
+    with path.open('r+b') as file:
+        if is_free := _lock(file, wait=False):
+            path.unlink()
+    return is_free
+
+
+def _host() -> str:
+    return re.sub(r'[^A-Za-z0-9_-]', '_', socket.gethostname()) or 'local'
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut may take the new name back. Windows cannot open folders and needs nothing of the kind.
+    if os.name == 'posix':
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,85 @@
+"""The validation that a stopped run still owed, where something in the training hangs on it."""
+
+from typing import Any
+
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+
+KEY = 'early_stopping'
+
+
+@HOOKS.register_module()
+class DueValidationHook(Hook):
+    """Validate before the first step of a resumed run, where the checkpoint was saved just before a validation.
+
+    A loop saves before it validates. Learning rates that fall when a metric does not rise, the best score and early
+    stopping would never hear of that validation. Where none of them is used, it is not made up for.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._is_validating = False
+        self._was_validated = False
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Note that a checkpoint that is saved now knows the metrics."""
+        self._is_validating = True
+
+    def after_val(self, runner: Any) -> None:
+        """Note that the next checkpoint is one of the training's."""
+        self._is_validating = False
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Add whether the metrics are known, and how long early stopping has waited."""
+        checkpoint['meta']['validated'] = self._is_validating
+        waits = [[hook.wait_count, float(hook.best_score)] for hook in _early_stopping(runner)]
+        if waits:
+            checkpoint['meta'][KEY] = waits
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Read what :meth:`before_save_checkpoint` added; a run that only starts from weights ignores it."""
+        meta = checkpoint.get('meta', {})
+        self._was_validated = meta.get('validated', False)
+        for hook, (count, score) in zip(_early_stopping(runner), meta.get(KEY, []), strict=False):
+            if runner._resume:
+                hook.wait_count, hook.best_score = count, score
+
+    def before_train(self, runner: Any) -> None:
+        """Validate, if it is due."""
+        if runner.iter > 0 and not self._was_validated and _hangs_on_metrics(runner) and _is_due(runner):
+            runner.logger.info(f'the validation after {runner.iter} steps comes first')
+            runner.val_loop.run()
+
+
+def _early_stopping(runner: Any) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
+def _hangs_on_metrics(runner: Any) -> bool:
+    schedulers = runner.param_schedulers or []
+    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+    return (
+        bool(_early_stopping(runner))
+        or any(isinstance(hook, CheckpointHook) and hook.save_best for hook in runner.hooks)
+        or any(_reads_metrics(scheduler) for group in groups for scheduler in group)
+    )
+
+
+def _reads_metrics(scheduler: _ParamScheduler) -> bool:
+    return bool(getattr(scheduler, 'need_val_args', False))
+
+
+def _is_due(runner: Any) -> bool:
+    loop = runner.train_loop
+    if runner.val_loop is None:
+        return False
+    loop._decide_current_val_interval()
+    if isinstance(loop, EpochBasedTrainLoop):
+        is_between = loop.iter == loop.epoch * len(loop.dataloader)
+        done, last = loop.epoch, loop.max_epochs
+    else:
+        is_between, done, last = True, loop.iter, loop.max_iters
+    return is_between and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)

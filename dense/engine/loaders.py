@@ -1,0 +1,68 @@
+"""Data loaders: settings that fit together, and loading processes that end with the run that they load for."""
+
+import functools
+import inspect
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from dense.data.loading import limit_threads
+
+LOADER_KEYS = {name for name in inspect.signature(DataLoader.__init__).parameters if name != 'self'}
+PARENT_CHECK_INTERVAL = 1.0  # seconds
+_ONLY_WITH_PROCESSES = ('persistent_workers', 'prefetch_factor', 'multiprocessing_context', 'timeout')
+
+
+def build_loader(config: Any, **kwargs: Any) -> DataLoader:
+    """Build a loader as MMEngine does.
+
+    Args:
+        config: The loader, or its config. What only loading processes need is left out where there are none.
+        **kwargs: Other arguments of ``Runner.build_dataloader``.
+    """
+    if not isinstance(config, DataLoader) and not config.get('num_workers', 0):
+        config = _without_processes(config)
+    loader = Runner.build_dataloader(config, **kwargs)
+    if loader.num_workers > 0 and not isinstance(config, DataLoader):
+        loader.worker_init_fn = functools.partial(start_process, loader.worker_init_fn)
+    return loader
+
+
+def _without_processes(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _ONLY_WITH_PROCESSES}
+    left_out = [f'{key}={config[key]!r}' for key in config if key not in kept and config[key]]
+    if left_out:
+        print_log(f'num_workers=0 loads in the process itself: {", ".join(left_out)} left out', 'current', logging.INFO)
+    return kept
+
+
+def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
+    """Begin a loading process: one thread for computing, and another one that ends the process with its parent.
+
+    PyTorch asks only between two batches whether the parent lives, and after its death still waits until the pipe has
+    taken every batch. A process that writes into a full pipe, which nobody will ever read, stays for good.
+
+    Args:
+        then: What the config itself wants done at the start.
+        worker_id: Number of the process in its loader.
+    """
+    threading.Thread(target=_end_with_parent, name='end with parent', daemon=True).start()
+    limit_threads(worker_id)
+    if then is not None:
+        then(worker_id)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    # Known from before the fork, so that a parent that died in between is noticed too. On Windows the number stays.
+    while parent is not None and parent.is_alive() and (os.name != 'posix' or os.getppid() == parent.pid):
+        time.sleep(PARENT_CHECK_INTERVAL)
+    os._exit(1)

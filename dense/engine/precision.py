@@ -1,0 +1,54 @@
+"""Mixed precision where the processor can do it: asked for by the user, or by a recipe."""
+
+from mmengine.config import Config
+
+from dense.console.output import notice
+from dense.cpu.device import multiplies_bfloat16, processor, run_device
+from dense.errors import UserError
+
+MIXED = ('DenseAmpOptimWrapper', 'AmpOptimWrapper')
+INSIST = '--cfg-options optim_wrapper.dtype=bfloat16'
+
+
+def ask_for_mixed_precision(cfg: Config) -> None:
+    """Set a config to mixed precision, in place.
+
+    Args:
+        cfg: Config of a run. Who names a ``dtype`` in it insists.
+
+    Raises:
+        UserError: The run takes a CPU that cannot multiply bfloat16 numbers, and nobody insists.
+    """
+    if _is_slow(cfg):
+        raise UserError(
+            f'mixed precision is some 30 times slower on this processor: it ({processor()}) has no instructions for '
+            'bfloat16',
+            f'start without --amp, or insist with {INSIST}',
+        )
+    cfg.optim_wrapper.type = 'DenseAmpOptimWrapper'
+
+
+def fit_precision(cfg: Config) -> None:
+    """Let a recipe in mixed precision run on a CPU, in place: in full precision where that is what is fast.
+
+    Args:
+        cfg: Config of a training run.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    if run_device() != 'cpu' or wrapper.get('type') not in MIXED:
+        return
+    if _is_slow(cfg):
+        wrapper['type'] = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale'):
+            wrapper.pop(key, None)
+        notice(
+            f'float32 in place of mixed precision: this processor ({processor()}) has no instructions for bfloat16; '
+            f'{INSIST} insists'
+        )
+    else:
+        wrapper['type'] = 'DenseAmpOptimWrapper'  # MMEngine's own is refused without a GPU
+
+
+def _is_slow(cfg: Config) -> bool:
+    insists = (cfg.get('optim_wrapper') or {}).get('dtype') is not None
+    return run_device() == 'cpu' and not insists and not multiplies_bfloat16()
