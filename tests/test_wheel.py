@@ -125,17 +125,30 @@ def test_doctor_names_commands_that_need_no_clone(site: Path, tmp_path: Path) ->
     assert '-c constraints.txt' not in page and '--group' not in page
 
 
-@pytest.mark.parametrize('task', ['seg', pytest.param('det', marks=pytest.mark.slow)])
-def test_from_training_to_pictures(task: str, dense: Callable[..., str], site: Path, tmp_path: Path) -> None:
-    write_mini(tmp_path / 'data' / 'mini', num_train=4, num_val=2)
-    before = files(site)
+def train_and_test(task: str, dense: Callable[..., str], folder: Path) -> Path:
+    """Train and test by two names of one config, with data below the current folder, as the config says."""
+    write_mini(folder / 'data' / 'mini', num_train=4, num_val=2)
     leaf = CONFIGS[task]
-    checkpoint = tmp_path / 'work_dirs' / Path(leaf).stem / f'iter_{STEPS}.pth'
-    # By three names of the same config, with data below the current folder, as the config says.
+    checkpoint = folder / 'work_dirs' / Path(leaf).stem / f'iter_{STEPS}.pth'
     dense('train', leaf, '--cfg-options', *SHORT, f'default_hooks.checkpoint.interval={STEPS}')
     assert checkpoint.is_file()
     assert ('mIoU' if task == 'seg' else 'coco/segm_mAP') in dense('test', leaf.removeprefix('configs/'), checkpoint)
-    dense('export', Path(leaf).stem, checkpoint, '--out', 'model.onnx')
+    return checkpoint
+
+
+@pytest.mark.timeout(900)  # two processes, each of which imports everything
+def test_training_and_testing(dense: Callable[..., str], site: Path, tmp_path: Path) -> None:
+    before = files(site)
+    train_and_test('seg', dense, tmp_path)
+    assert files(site) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('task', CONFIGS)
+def test_from_training_to_pictures(task: str, dense: Callable[..., str], tmp_path: Path) -> None:
+    checkpoint = train_and_test(task, dense, tmp_path)
+    dense('export', Path(CONFIGS[task]).stem, checkpoint, '--out', 'model.onnx')
     dense('infer', 'model.onnx', 'data/mini/images/validation/000001.jpg', '--out', 'results', '--score', '0')
     assert (tmp_path / 'results' / '000001_result.jpg').is_file()
     if task == 'seg':
@@ -144,4 +157,3 @@ def test_from_training_to_pictures(task: str, dense: Callable[..., str], site: P
     else:
         found = json.loads((tmp_path / 'results' / '000001.json').read_text())
         assert found and all(CLASSES[row['number'] - 1] == row['label'] and row['mask'] for row in found)
-    assert files(site) == before
