@@ -114,6 +114,7 @@ def address(request: pytest.FixtureRequest, malicious: Path, server: str, monkey
     monkeypatch.setattr(mm_checkpoint, 'get_mmcls_models', lambda: table)
     store = SimpleNamespace(get=lambda name: malicious.read_bytes())
     monkeypatch.setattr(checkpoints, 'get_file_backend', lambda *args, **kwargs: store)
+    monkeypatch.setattr('backbones.download.try_to_load_from_cache', lambda *args, **kwargs: str(malicious))
     return {'path': str(malicious), 'url': url}.get(request.param, request.param)
 
 
@@ -129,6 +130,8 @@ ADDRESSES = (
     'petrel://bucket/malicious.pth',
     'cluster:s3://bucket/malicious.pth',
     'pavi://malicious',
+    'hf-hub:owner/malicious',
+    'hf_hub:owner/malicious/malicious.pth',
 )
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from backbones import InceptionNeXt
+from backbones.download import cached_path
+from backbones.records import WEIGHTS
 from dense.data.mini import THING_CLASSES, write_mini
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -93,8 +95,9 @@ def run(*command: str | Path, cwd: Path, home: Path) -> subprocess.CompletedProc
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home of PyTorch's downloads, in which the weights lie that the README names, with other numbers."""
     root = tmp_path_factory.mktemp('home')
-    (root / 'hub' / 'checkpoints').mkdir(parents=True)
-    torch.save(InceptionNeXt('tiny').state_dict(), root / 'hub' / 'checkpoints' / 'inceptionnext_tiny.pth')
+    folder = root / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    torch.save(InceptionNeXt('tiny').state_dict(), cached_path(WEIGHTS['inceptionnext_tiny'].url, folder))
     return root
 
 
