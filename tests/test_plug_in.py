@@ -101,6 +101,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', STOCK)
 def test_stock_training_commands_take_the_readmes_lines(package: str, home: Path, tmp_path: Path) -> None:
     spec = importlib.util.find_spec(package)
