@@ -24,10 +24,11 @@ RUNS: dict[str, dict[str, Any]] = {
     'EMA': {'custom_hooks': [dict(type='EMAHook', momentum=0.5)]},
     'EMA of buffers': {'custom_hooks': [dict(type='EMAHook', momentum=0.5, update_buffers=True)]},
     'accumulation': {'optim_wrapper.accumulative_counts': 2},
-    'AMP': {},
+    'AMP': {'optim_wrapper.dtype': 'bfloat16'},  # whatever the processor
     'EMA, AMP, accumulation': {
         'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
         'optim_wrapper.accumulative_counts': 2,
+        'optim_wrapper.dtype': 'bfloat16',
     },
 }
 FAST = [('seg', 'as the tools choose'), ('det', 'EMA')]
