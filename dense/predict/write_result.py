@@ -51,7 +51,9 @@ def write_result(model: ExportedModel, picture: Picture, stem: Path, least_score
             drawn = draw_labels(picture, found['labels'], palette=palette, natural_size=True)
         Image.fromarray(drawn).save(drawing, format='JPEG', quality=_QUALITY)
     except OSError as error:
-        raise UserError(f'cannot write {error.filename or drawing}: {error.strerror or error}', 'fix --out') from error
+        raise UserError(
+            f'cannot write {error.filename or drawing}: {error.strerror or error}', 'choose another folder with --out'
+        ) from error
     if model.about.task == 'instances':
         return f'{len(found["labels"])} objects'
     return ', '.join(names[label] for label in np.unique(found['labels']))
