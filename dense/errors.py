@@ -1,19 +1,19 @@
-"""The error that a user can mend, and the help that its second line gives."""
+"""The error that a user can fix, and the suggestions in its second line."""
 
 import difflib
 from collections.abc import Iterable
 
-MOST = 40  # names in a list that a person still reads
+MOST = 40  # the longest list of names that a person still reads
 
 
 class UserError(ValueError):
-    """Something that the user got wrong and can mend.
+    """Something that the user got wrong and can fix.
 
     The commands in ``tools/`` print it as two lines, without a traceback, and exit with status 2.
 
     Args:
         cause: One line: what was got, and what is allowed.
-        remedy: One line: how to mend it.
+        remedy: One line: how to fix it.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
@@ -32,7 +32,7 @@ def did_you_mean(got: str, allowed: Iterable[str], *, limit: int = 12) -> str:
     Args:
         got: The unknown name.
         allowed: The names that would have been right.
-        limit: With more allowed names than this and a likely one among them, the others are not listed.
+        limit: If more names than this are allowed and some are likely, only the likely ones are listed.
     """
     names = sorted(set(allowed))
     near = difflib.get_close_matches(got, names, n=3, cutoff=0.6)

@@ -1,6 +1,6 @@
-"""Where the project's files are: beside the packages in a clone, inside this package in an installed wheel.
+"""Where the project's files are: next to the packages in a clone, inside this package in an installed wheel.
 
-This file imports neither PyTorch nor MMEngine, so that commands can name configs at once.
+This file imports neither PyTorch nor MMEngine, so commands can list configs without delay.
 """
 
 from fnmatch import fnmatch
@@ -15,17 +15,17 @@ PROJECT = _PACKAGE.parent if IS_CLONE else _PACKAGE  # the folder that holds con
 
 
 def work_dirs() -> Path:
-    """Folder of all work dirs: the clone's own, or one below the current folder where there is no clone."""
+    """Return the folder of all work dirs: the clone's, or one below the current folder if there is no clone."""
     return (PROJECT if IS_CLONE else Path.cwd()) / 'work_dirs'
 
 
 def leaves() -> list[Path]:
-    """Every config of the project that can be run, sorted."""
+    """Return every config of the project that can be run, sorted."""
     return sorted(path for path in (PROJECT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
 def config_names(pattern: str = '') -> list[str]:
-    """Names of the configs, such as ``configs/mini/NAME.py``, sorted.
+    """Return the names of the configs, such as ``configs/mini/NAME.py``, sorted.
 
     Args:
         pattern: Part of the name, or a pattern with ``*`` and ``?`` for a part; case does not matter.
@@ -38,7 +38,7 @@ def find_config(path: str | Path) -> Path:
     """Return a config file: one below the current folder, or else the project's own.
 
     Args:
-        path: File, relative to the current folder, to the project or to its ``configs``; or the mere name of one of
+        path: File, relative to the current folder, to the project or to its ``configs``; or just the name of one of
             the project's configs, with or without ``.py``.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Random numbers that depend on where a run stands, not on how it got there.
+"""Random numbers that depend on how far a run has got, not on how it got there.
 
-Every generator is seeded afresh for each training step and for each sample, from the run's seed and the step's or
+Every generator is seeded again for each training step and for each sample, from the run's seed and the step's or
 sample's number. A stopped and resumed run therefore repeats the uninterrupted one exactly, without stored generator
 states, whatever validation, worker processes and prefetching consumed in between.
 """
@@ -23,7 +23,7 @@ def seed_generators(entropy: Sequence[int]) -> None:
 
 @contextmanager
 def own_randomness(entropy: Sequence[int]) -> Iterator[None]:
-    """Run the body with the host's generators seeded from some non-negative numbers, and put them back afterwards."""
+    """Run the body with the host's generators seeded from some non-negative numbers, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     torch.default_generator.manual_seed(_seed_host(_words(entropy)))
     try:

@@ -102,7 +102,7 @@ TRAIN: dict[str, tuple[str, Callable[[Path], list[str]], str, str]] = {
         r'train_cfg.max_iters is 400',
         'set train_cfg.max_',
     ),
-    'index of a list': ('det', options('param_scheduler.9.end=1'), r"'9' is no index of a list of 2", 'use 0 to 1'),
+    'index of a list': ('det', options('param_scheduler.9.end=1'), r"'9' is not an index of a list of 2", 'use 0 to 1'),
     'option without =': ('seg', options('train_cfg.max_iters'), r'cannot read the config option', 'key=value'),
     'unknown arch': ('seg', options('model.backbone.arch=tinny'), r'tinny.*atto', r'\w'),
     'unknown type': ('seg', options('model.type=EncodrDecoder'), r"type 'EncodrDecoder'", r"'EncoderDecoder'"),
@@ -248,7 +248,7 @@ CONFIG_TEXTS = {
     'no base': ("_base_ = ['nothing.py']\n", r'nothing.py', r'\w'),
     'several roots': (
         'train_dataloader = dict(dataset=dict(data_root="a"))\nval_dataloader = dict(dataset=dict(data_root="b"))\n',
-        r'--data-root replaces one data root, and the config has 2: a, b',
+        r'--data-root replaces one data root, but the config has 2: a, b',
         r'train_dataloader.dataset.data_root',
     ),
 }

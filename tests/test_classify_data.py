@@ -56,7 +56,7 @@ def test_pictures_may_have_longer_names(root):
     (root / 'classes.json').write_text('{"cat": "tabby, tabby cat", "ant": "ant"}')
     assert folder_dataset(root).metainfo['titles'] == ('ant', 'bee', 'tabby')
     (root / 'classes.json').write_text('["ant", "bee", "cat"]')
-    with pytest.raises(UserError, match='is no JSON object from folder to name\n'):
+    with pytest.raises(UserError, match='is not a JSON object from folder to name\n'):
         folder_dataset(root)
 
 
@@ -135,7 +135,7 @@ def test_targets_tell_what_the_pixels_are_mixed_of(options):
 
 
 def test_mixing_needs_pairs():
-    with pytest.raises(UserError, match=r'pair up the images of a batch, and one has 3\n'):
+    with pytest.raises(UserError, match=r'pair up the images of a batch, but one has 3\n'):
         BatchAugment(4, mixup=0.8)(torch.zeros(3, 3, 4, 4), torch.zeros(3, dtype=torch.long))
 
 
@@ -191,5 +191,5 @@ def test_an_epoch_holds_whole_updates():
     assert list(DATA_SAMPLERS.build(build)) == [list(range(i, i + 4)) for i in range(0, 28, 4)]
     batches = DATA_SAMPLERS.build(dict(build, accumulative_counts=3))
     assert len(batches) == len(list(batches)) == 6
-    with pytest.raises(UserError, match=r'an update takes 8 x 4 images, and the training data has 29 '):
+    with pytest.raises(UserError, match=r'an update takes 8 x 4 images, but the training data has 29 '):
         DATA_SAMPLERS.build(dict(build, accumulative_counts=8))

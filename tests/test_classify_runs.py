@@ -233,7 +233,7 @@ def with_a_damaged_validation_image(root):
         (
             lambda root: None,
             {'train_dataloader.batch_size': 3, 'model.train_cfg': dict(mixup=0.8)},
-            'pair up the images of a batch, and one has 3',
+            'pair up the images of a batch, but one has 3',
         ),
     ],
     ids=['no val class', 'empty class', 'no train', 'damaged', 'batch too large', 'odd batch'],

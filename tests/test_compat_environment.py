@@ -125,7 +125,7 @@ def test_torch_and_torchvision_that_do_not_belong_together(tmp_path: Path, monke
     add_distribution(tmp_path, 'torchvision', '0.24.1', 'torchvision')
     add_distribution(tmp_path, 'torch', '2.14.1+cu130', 'torch')
     (problem,) = problems_with(tmp_path, monkeypatch)
-    assert problem.cause == 'torchvision 0.24.1 does not belong to torch 2.14.1+cu130.'
+    assert problem.cause == 'torchvision 0.24.1 does not match torch 2.14.1+cu130.'
     assert problem.remedy.endswith("-m pip install 'torchvision==0.29.*'")
 
 

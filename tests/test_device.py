@@ -107,7 +107,7 @@ def test_a_recipe_in_mixed_precision(
         assert cfg.optim_wrapper.type == 'DenseAmpOptimWrapper' and shown == ''
     else:
         assert wrapper_of(cfg) == dict(type='OptimWrapper') and 'loss_scale' not in cfg.optim_wrapper
-        assert shown.startswith('float32 in place of mixed precision') and len(shown.splitlines()) == 1
+        assert shown.startswith('float32 instead of mixed precision') and len(shown.splitlines()) == 1
 
 
 def test_the_processor_is_asked() -> None:

@@ -239,7 +239,7 @@ def test_schedules_keep_the_factors_and_the_log_shows_the_full_rate():
     [
         (dict(decay_rat=0.9), 'unknown config key optim_wrapper.paramwise_cfg.decay_rat', 'decay_rate'),
         (dict(), 'decay_rate is None', '0.95'),
-        (dict(decay_rate=0), 'decay_rate is 0, allowed is above 0 to 1', '0.95'),
+        (dict(decay_rate=0), 'decay_rate is 0, allowed is above 0, up to 1', '0.95'),
         (dict(decay_rate=1.5), 'decay_rate is 1.5', '0.95'),
         (dict(decay_rate='0.9'), "decay_rate is '0.9'", '0.95'),
         (dict(decay_rate=0.9, decay_type='block_wise'), "decay_type 'block_wise'", 'layer_wise, stage_wise'),

@@ -246,9 +246,9 @@ def test_a_program_of_torch_is_never_opened(tmp_path: Path, infer: Any) -> None:
         archive.writestr('archive/data/sample_inputs/model.pt', pickle.dumps(Bomb()))
     for name in ('m.pt2', 'm.onnx'):
         (tmp_path / name).write_bytes((tmp_path / 'm.pt2').read_bytes())
-        refused(infer(tmp_path / name, three_fields(tmp_path)), 'can run code' if name == 'm.pt2' else 'no ONNX file')
+        refused(infer(tmp_path / name, three_fields(tmp_path)), 'can run code' if name == 'm.pt2' else 'not an ONNX')
     (tmp_path / 'm.onnx').write_bytes(pickle.dumps(Bomb()))
-    refused(infer(tmp_path / 'm.onnx', three_fields(tmp_path)), 'no ONNX file')
+    refused(infer(tmp_path / 'm.onnx', three_fields(tmp_path)), 'not an ONNX file')
     assert not Path('exploded').exists()
 
 
@@ -313,7 +313,7 @@ def test_weights_come_from_the_files_own_folder(tmp_path: Path, infer: Any) -> N
     for location in outside(tmp_path):
         for extra in (external_tensor(location), attribute(external_tensor(location))):
             segmentor(model, extra=(extra,))
-            refused(infer(model, picture), 'no plain file beside it')
+            refused(infer(model, picture), 'not a plain file next to it')
     (tmp_path / 'models' / 'm.onnx.data').write_bytes(np.arange(4, dtype=np.float32).tobytes())
     segmentor(model, extra=(external_tensor('m.onnx.data'),))
     assert infer(model, picture)[0] == 0

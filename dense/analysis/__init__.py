@@ -1,1 +1,1 @@
-"""What a model costs and what was published about it."""
+"""Counts what a model costs, and lists what was published about it."""

@@ -1,10 +1,10 @@
 """Parameters and multiply-accumulates (MACs) of a model, part by part, as papers count them.
 
-The counter is PyTorch's own ``FlopCounterMode``: it sees the operators that really run (convolutions, products of
-matrices, attention) on any device, so that a model on the meta device is counted without memory or arithmetic, and it
+The counter is PyTorch's own ``FlopCounterMode``: it sees the operators that really run (convolutions, matrix
+products, attention) on any device, so a model on the meta device is counted without memory or arithmetic, and it
 follows PyTorch's releases; fvcore, which most papers used, has not been maintained since 2022. One MAC is two of its
-FLOPs. It is blind to deformable convolution, which has a handler here. Norms, activations, additions, interpolation
-and RoIAlign count nothing, in publications neither.
+FLOPs. It does not know deformable convolution, so a handler here counts it. Norms, activations, additions,
+interpolation and RoIAlign count as nothing, as they do in publications.
 
 The papers' conventions:
 
@@ -100,7 +100,7 @@ def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) ->
 
     Args:
         path: Config file, relative to the current folder or else to the project.
-        shape: Height and width of the image; by default what :func:`usual_shape` tells.
+        shape: Height and width of the image; by default that of :func:`usual_shape`.
 
     Raises:
         UserError: There is no such file, or the model is of a kind that cannot be counted.
@@ -110,7 +110,7 @@ def config_complexity(path: str | Path, shape: tuple[int, int] | None = None) ->
 
 
 def overview(counts: Sequence[Complexity]) -> str:
-    """Return a line for each count, those of one image size below each other."""
+    """Return one line for each count, grouped by image size."""
     lines = []
     for shape in dict.fromkeys(count.shape for count in counts):
         rows = [[c.name, f'{c.params / 1e6:.2f}', f'{c.macs / 1e9:.2f}'] for c in counts if c.shape == shape]
@@ -122,18 +122,18 @@ def build_on_meta(cfg: Config) -> nn.Module:
     """Build a config's model in evaluation mode, without memory for its parameters."""
     with quiet_libraries(), torch.device('meta'):
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        # Some of mmcv's layers make their weights in a way that does not heed the device.
+        # Some of mmcv's layers ignore the device when they create their weights.
         return MODELS.build(cfg.model).eval().to('meta')
 
 
 def usual_shape(cfg: Config) -> tuple[int, int]:
-    """Return the height and width in pixels that publications count a config's model at.
+    """Return the height and width in pixels at which publications count a config's model.
 
-    That of the published figure if there is one; else 800x1280 for COCO's usual test size, 512x2048 for UperNet on
-    crops of 512x512, and otherwise the size of the config: its crop, or the size that test images are scaled to.
+    This is the size of the published figure if there is one; else 800x1280 for COCO's usual test size, 512x2048 for
+    UperNet on crops of 512x512, and otherwise the size of the config: its crop, or the scale of test images.
 
     Raises:
-        UserError: The config tells no size.
+        UserError: The config does not give a size.
     """
     row = PUBLISHED.get(Path(cfg.filename or '').stem)
     if row is not None:
@@ -149,7 +149,7 @@ def usual_shape(cfg: Config) -> tuple[int, int]:
         if step.get('type') == 'Resize' and 'scale' in step:
             width, height = step.scale
             return COCO if (width, height) == COCO_SCALE else (height, width)
-    raise UserError('the config does not tell the size of its images', 'give it: --shape HEIGHT WIDTH')
+    raise UserError('the config does not say how large its images are', 'set the size with --shape HEIGHT WIDTH')
 
 
 def count_model(model: nn.Module, shape: tuple[int, int], *, in_channels: int = 3, name: str = '') -> Complexity:
@@ -162,7 +162,7 @@ def count_model(model: nn.Module, shape: tuple[int, int], *, in_channels: int = 
         name: Name for the result.
 
     Raises:
-        UserError: A part of the model is not of a kind that can be fed.
+        UserError: The model has a part that cannot be counted.
     """
     image = torch.empty(1, in_channels, *shape, device=next(model.parameters()).device)
     parts: dict[str, Cost] = {}
@@ -182,7 +182,7 @@ def count_model(model: nn.Module, shape: tuple[int, int], *, in_channels: int = 
 
 
 def _empty_regions(extractor: Any, features: tuple[torch.Tensor, ...], num_regions: int) -> torch.Tensor:
-    """Return room for the features of regions; RoIAlign itself counts nothing."""
+    """Return an empty tensor for the features of regions; RoIAlign itself counts as nothing."""
     size = _pair(extractor.roi_layers[0].output_size)
     return features[0].new_empty(num_regions, extractor.out_channels, *size)
 
@@ -195,7 +195,7 @@ def _check_all_counted(model: nn.Module, counted: int) -> None:
     total = _num_params(model)
     if counted != total:
         raise UserError(
-            f'{total - counted} of {total} parameters of {type(model).__name__} lie in parts that cannot be fed; '
+            f'{total - counted} of {total} parameters of {type(model).__name__} are in parts that cannot be counted; '
             f'its parts: {", ".join(name for name, _ in model.named_children())}',
             'count models made of backbone, neck, RPN, box, mask, decode and classification heads',
         )
@@ -221,5 +221,5 @@ def _deform_conv_flops(
     return 2 * batch * height * width * prod(weight_shape)
 
 
-# The counter is blind to what PyTorch itself does not bring.
+# The counter does not know operators from outside PyTorch.
 FORMULAS = {torch.ops.torchvision.deform_conv2d: _deform_conv_flops}

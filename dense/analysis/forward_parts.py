@@ -1,7 +1,7 @@
-"""The parts of a detector, segmentor or classifier, run one after the other as publications count and time them.
+"""Runs the parts of a detector, segmentor or classifier one after another, as publications count and time them.
 
-Regions are given instead of found: publications count 1000 for each box head and 100 for each mask head, and a model
-without training would find others with every backbone. NMS does not run.
+Regions are given, not found: publications count 1000 for each box head and 100 for each mask head, and an untrained
+model would find different ones with every backbone. NMS does not run.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 BOX_REGIONS, MASK_REGIONS = 1000, 100  # for one image
-MAP_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head')  # fed with all maps
+MAP_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'decode_head')  # which take all maps
 
 # Name of a part, its module and its input -> its output.
 Call = Callable[[str, nn.Module, Any], Any]
@@ -19,14 +19,14 @@ Pool = Callable[[nn.Module, tuple[Tensor, ...], int], Tensor]
 
 
 def run_parts(model: nn.Module, images: Tensor, *, call: Call, pool: Pool) -> None:
-    """Feed every part that runs after training, in order.
+    """Run every part that is used after training, in order.
 
     Args:
-        model: With a ``backbone`` and perhaps ``neck``, heads fed with its maps, ``roi_head`` or a classifier's
+        model: With a ``backbone`` and perhaps ``neck``, heads that take its maps, ``roi_head`` or a classifier's
             ``head``; or a backbone alone.
         images: Shape (N, C, H, W).
         call: Runs a part.
-        pool: Gives the features of as many regions as it is asked for.
+        pool: Returns the features of the requested number of regions.
     """
     if not hasattr(model, 'backbone'):
         call('model', model, images)

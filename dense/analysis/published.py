@@ -1,7 +1,7 @@
-"""What the papers printed about the systems that the configs build: sizes, scores and speed.
+"""Lists what the papers printed about the systems that the configs build: sizes, scores and speed.
 
-Figures are decimal numbers as printed, because a printed figure is rounded: 4.2 says 4.15 to 4.25
-(:func:`agrees`). Where a figure was not printed, or more digits are known, a *derived* one stands beside it:
+Figures are decimal numbers as printed, because a printed figure is rounded: 4.2 means 4.15 to 4.25
+(:func:`agrees`). Where a figure was not printed, or more digits are known, a *derived* one is given too,
 counted from the authors' released code. Scores and speeds are the authors'; none was measured here.
 
 Sources: [IN] InceptionNeXt, arXiv:2303.16900v3. [FN] FasterNet, arXiv:2303.03667. [CNX] ConvNeXt, arXiv:2201.03545 and
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-PARAMS_TOLERANCE = 0.005  # share of a figure that a count may differ from it, besides its rounding
+PARAMS_TOLERANCE = 0.005  # share of a figure by which a count may differ from it, in addition to rounding
 MACS_TOLERANCE = 0.01
 
 IN1K, IN1K_384 = (224, 224), (384, 384)
@@ -40,7 +40,7 @@ class Published:
         backbone_params: The same without the classifier.
         score: As printed, with the metric.
         speed: What was timed -> figure, with the unit in its name.
-        undercount: What ``macs`` leaves out, so that a count has to agree with ``derived_macs`` instead.
+        undercount: What ``macs`` leaves out, so a count must agree with ``derived_macs`` instead.
     """
 
     config: str
@@ -58,11 +58,11 @@ class Published:
     undercount: str = ''
 
     def params_references(self) -> list[Decimal]:
-        """Return the figures, in millions, that a count of the parameters has to agree with."""
+        """Return the figures, in millions, that a count of the parameters must agree with."""
         return [figure for figure in (self.params, self.derived_params) if figure is not None]
 
     def macs_references(self) -> list[Decimal]:
-        """Return the figures, in 1e9, that a count of the multiply-accumulates has to agree with."""
+        """Return the figures, in 1e9, that a count of the multiply-accumulates must agree with."""
         printed = None if self.undercount else self.macs
         return [figure for figure in (printed, self.derived_macs) if figure is not None]
 

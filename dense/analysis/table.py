@@ -1,6 +1,6 @@
-"""Tables of every model: its size as counted here beside what was published. They stand in the README and the docs.
+"""Writes tables of all models, with the size counted here next to the published one, into the README and the docs.
 
-``docs/models.md`` is written whole; in the README only what lies between two markers is replaced.
+``docs/models.md`` is written as a whole; in the README only the text between two markers is replaced.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ TEXTS = (0, 1, 6)  # columns
 
 @dataclass(frozen=True)
 class Group:
-    """Configs that make one table.
+    """Configs that share one table.
 
     Attributes:
         title: Heading.
@@ -42,7 +42,7 @@ class Group:
     is_dense: bool = True
 
     def holds(self, path: Path) -> bool:
-        """Tell whether a config belongs here."""
+        """Tell whether a config belongs in this table."""
         return path.parent.name == self.folder and self.part in path.stem
 
 
@@ -95,7 +95,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        """Family, arch, and the size of the images where it is not that of everybody."""
+        """Family, arch, and the image size if it is not the usual one."""
         size = f' {IN1K_384[0]}x{IN1K_384[1]}' if self.count.shape == IN1K_384 else ''
         return f'{self.family} {self.arch}{size}'
 
@@ -114,7 +114,7 @@ def describe(path: Path) -> Model:
 
 
 def table_leaves(groups: Iterable[Group] = GROUPS) -> list[Path]:
-    """Return the configs that stand in the tables, without those of one's own and of generated data."""
+    """Return the configs in the tables, without those for your own data and for generated data."""
     paths = leaves()
     return [path for group in groups for path in paths if group.holds(path)]
 
@@ -147,7 +147,7 @@ def readme_table(models: Sequence[Model]) -> str:
 
 
 def update(models: Sequence[Model]) -> list[Path]:
-    """Write both tables. Returns the files that changed."""
+    """Write both tables, and return the files that changed."""
     changed = []
     for path, text in _texts(models):
         if not path.is_file() or path.read_text() != text:
@@ -165,7 +165,7 @@ def replace_between(text: str, table: str) -> str:
     """Put a table between the markers of a text.
 
     Raises:
-        UserError: The text has not both markers, in their order.
+        UserError: The text does not have both markers, in this order.
     """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)

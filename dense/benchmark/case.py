@@ -1,4 +1,4 @@
-"""One model of the benchmark in one memory format: what is asked of it, a turn of timed steps, and what came of it."""
+"""One model of the benchmark in one memory format: how to measure it, a turn of timed steps, and the results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from dense.errors import UserError
 Mode = Literal['infer', 'train', 'latency']
 Clock = Callable[[], float]
 LAYOUTS = {'first': torch.contiguous_format, 'last': torch.channels_last}
-MEMORY_SHARE = 0.7  # of the available memory that a batch may need; the system and its caches want the rest
+MEMORY_SHARE = 0.7  # of the available memory that a batch may use; the rest is for the system and its caches
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Protocol:
 
     Attributes:
         mode: ``'infer'`` and ``'train'`` for throughput, ``'latency'`` for the time of one image.
-        warmup: Steps before the first timed one; None for what the papers took.
-        iters: Timed steps of a turn; None for what the papers took.
-        repeats: Turns of every model.
-        batch: Images in a step; None for 128 of a backbone and 1 of a config's model (2 where it trains).
-        shape: Channels, height and width of the images; None for what is usual for the model.
+        warmup: Steps before the first timed one; None for the papers' number.
+        iters: Timed steps of a turn; None for the papers' number.
+        repeats: Turns for each model.
+        batch: Images in a step; None for 128 with a backbone and 1 with a config's model (2 in training).
+        shape: Channels, height and width of the images; None for the model's usual size.
         layouts: Memory formats to try, of :data:`LAYOUTS`.
-        threads: Of the CPU; None leaves PyTorch's choice, and takes one for latency.
+        threads: CPU threads; None leaves the choice to PyTorch, but uses one for latency.
         device: ``'cpu'``, ``'cuda'``, or None for the GPU if there is one.
-        optimizer: ``'sgd'`` or ``'adamw'``, which a lean or tuned model gets in its fused form, as training does.
+        optimizer: ``'sgd'`` or ``'adamw'``, in its fused form for a lean or tuned model, as in training.
         tf32: Whether matrix products and convolutions on a GPU may round their inputs to TF32, as on the papers' A100.
     """
 
@@ -52,15 +52,15 @@ class Protocol:
 
 @dataclass
 class Measurement:
-    """What was measured of one model in one memory format.
+    """The measurements of one model in one memory format.
 
     Attributes:
-        name: Of the model.
-        layout: ``'first'`` or ``'last'``: where the channels lie.
+        name: Name of the model.
+        layout: ``'first'`` or ``'last'``: where the channels are.
         batch: Images in a step.
         shape: Channels, height and width of an image.
         is_fused: Whether the model was rewritten for inference.
-        flops: Of one image.
+        flops: FLOPs of one image.
         turns: Seconds of each timed step, turn by turn.
         faults: Minor page faults of a step, turn by turn.
         peak_growth: Bytes by which memory grew at most during a turn, turn by turn.
@@ -77,7 +77,7 @@ class Measurement:
     peak_growth: list[int] = field(default_factory=list)
 
     def add(self, turn: 'Turn') -> None:
-        """Add what was measured in one more turn."""
+        """Add the measurements of one more turn."""
         self.turns.append(turn.seconds)
         self.faults.append(turn.faults)
         self.peak_growth.append(turn.peak_growth)
@@ -98,17 +98,17 @@ class Measurement:
         return self.flops * self.rate
 
     def ratio(self, baseline: 'Measurement') -> float:
-        """Return how many times faster this is than another one of the same run: the median over the turns."""
+        """Return how many times faster this is than another measurement of the same run: the median over the turns."""
         pairs = zip(self.turns, baseline.turns, strict=True)
         return median(self.batch / median(own) * median(other) / baseline.batch for own, other in pairs)
 
 
 @dataclass
 class Turn:
-    """What was measured in one turn of a model.
+    """The measurements of one turn of a model.
 
     Attributes:
-        seconds: Of each timed step.
+        seconds: Duration of each timed step.
         faults: Minor page faults of a step.
         peak_growth: Bytes by which memory grew at most.
     """
@@ -128,7 +128,7 @@ class Case:
     prepare: Callable[[], None]
 
     def turn(self, warmup: int, iters: int, device: torch.device, clock: Clock) -> Turn:
-        """Take some steps untimed, then time others."""
+        """Run some untimed steps, then time others."""
         self.prepare()
         with peak_growth(device) as growth:
             for _ in range(warmup):
@@ -141,7 +141,7 @@ class Case:
 
 @contextmanager
 def configured(protocol: Protocol, device: torch.device) -> Iterator[None]:
-    """Set threads and precision as the protocol says, for a while."""
+    """Set threads and precision as the protocol says while the body runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(protocol.threads or threads)
     if device.type == 'cuda':
@@ -161,14 +161,14 @@ def open_model(
     notes: list[str],
     build: Callable[..., Subject] = build_subject,
 ) -> list[Case]:
-    """Build a model, and get it ready in every memory format that is asked for.
+    """Build a model and prepare it in every requested memory format.
 
     Args:
         name: As :mod:`dense.benchmark.models` reads it.
         protocol: How to measure.
-        device: Where.
-        notes: What was changed to make it run is added.
-        build: Makes a model from its name.
+        device: Where to run it.
+        notes: List to which remarks on what had to be changed are added.
+        build: Builds a model from its name.
 
     Raises:
         UserError: The name is not understood, or not even one image fits into memory.
@@ -190,7 +190,7 @@ def _case(subject: Subject, layout: str, batch: int, protocol: Protocol) -> Case
     images = subject.images(batch).to(memory_format=LAYOUTS[layout])
 
     def prepare() -> None:
-        if not subject.is_fused:  # a fused model's weights lie as its computation wants them
+        if not subject.is_fused:  # a fused model's weights already have the layout it needs
             subject.model.to(memory_format=LAYOUTS[layout])
 
     result = Measurement(subject.name, layout, batch, subject.shape, subject.is_fused, subject.flops)
@@ -242,14 +242,14 @@ def fit_batch(
 ) -> int:
     """Halve a batch until it fits into memory.
 
-    Where memory ends on a CPU the system ends the process, so that the need is estimated there before anything large is
-    tried: from the growth of two small batches.
+    When memory runs out on a CPU, the system kills the process. There the need is estimated from the growth of two
+    small batches before anything large is tried.
 
     Args:
         attempt: Runs a step on that many images; raises when memory is short.
-        batch: To begin with.
+        batch: Batch to start with.
         device: Where it runs.
-        limit: Bytes that there are; None tries instead of estimating.
+        limit: Available bytes; None tries instead of estimating.
         smallest: The smallest batch that can run.
 
     Returns:
@@ -272,7 +272,7 @@ def fit_batch(
             if batch <= smallest:
                 raise UserError(
                     f'not even a batch of {smallest} fits into memory',
-                    'give smaller images with --shape, or another model',
+                    'use smaller images (--shape) or another model',
                 ) from None
         if device.type == 'cuda':
             torch.cuda.empty_cache()
@@ -280,8 +280,8 @@ def fit_batch(
 
 
 def _memory_estimate(attempt: Callable[[int], None], device: torch.device, smallest: int) -> Callable[[int], float]:
-    """Return a function of the batch: bytes that a step needs, on a straight line through two small batches."""
-    attempt(smallest)  # what stays allocated once it was used shall not count
+    """Return a function from batch to the bytes that a step needs: a straight line through two small batches."""
+    attempt(smallest)  # memory that stays allocated after the first use does not count
     growth = {}
     for batch in (smallest, 2 * smallest):
         with peak_growth(device) as used:
@@ -292,5 +292,5 @@ def _memory_estimate(attempt: Callable[[int], None], device: torch.device, small
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has no class of its own for the CPU.
+    # PyTorch has no such class for the CPU.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Made-up truth for a batch of random images, so that a training step can be timed without data."""
+"""Made-up ground truth for a batch of random images, to time a training step without data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,18 +8,18 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-OBJECTS = 10  # in an image; COCO has 7 on average
+OBJECTS = 10  # per image; COCO has 7 on average
 SMALLEST = 16.0  # side of a box, in pixels
 
 
 def random_boxes(num: int, height: int, width: int, *, seed: int = 0) -> Tensor:
-    """Return boxes of all sizes, each octave as often as any other, anywhere in the image.
+    """Return boxes of all sizes, with all octaves equally likely, anywhere in the image.
 
     Args:
-        num: How many.
-        height: Of the image in pixels, at least 16.
-        width: Of the image in pixels, at least 16.
-        seed: Of the boxes.
+        num: Number of boxes.
+        height: Height of the image in pixels, at least 16.
+        width: Width of the image in pixels, at least 16.
+        seed: Seed of the boxes.
 
     Returns:
         ``(x1, y1, x2, y2)`` in pixels, shape (num, 4).
@@ -31,10 +31,10 @@ def random_boxes(num: int, height: int, width: int, *, seed: int = 0) -> Tensor:
 
 
 def random_regions(num: int, images: Tensor) -> Tensor:
-    """Return regions of each image for a region extractor: index of the image and corners, shape (N * num, 5).
+    """Return regions of each image for a region extractor: image index and corners, shape (N * num, 5).
 
     Args:
-        num: Regions of an image.
+        num: Regions per image.
         images: Shape (N, C, H, W).
     """
     boxes = random_boxes(num, *images.shape[2:]).to(images.device)

@@ -1,4 +1,4 @@
-"""What a measurement ran on and what it took from the machine: names, memory, page faults."""
+"""Describes what a measurement ran on and what it used of the machine: names, memory, page faults."""
 
 import ctypes
 import os
@@ -60,7 +60,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of main memory that can be had without swapping, or None where the system does not tell."""
+    """Return the bytes of main memory available without swapping, or None if the system does not report them."""
     free = [_meminfo('MemAvailable'), _container_memory()]
     return min((size for size in free if size is not None), default=None)
 
@@ -74,7 +74,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _container_memory() -> int | None:
-    """Return what the limit of a container (cgroup v2) leaves; the system itself tells of the whole machine."""
+    """Return what a container's limit (cgroup v2) leaves; the system itself reports the whole machine."""
     limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
     if not limit.is_file() or not used.is_file() or limit.read_text().strip() == 'max':
         return None
@@ -82,9 +82,9 @@ def _container_memory() -> int | None:
 
 
 def page_faults() -> int:
-    """Return how many minor page faults the process has had: pages of memory that the system handed out anew.
+    """Return how many minor page faults the process has had: memory pages newly handed out by the system.
 
-    Windows does not tell; 0 stands for it.
+    Windows does not report them; the result is 0 there.
     """
     if resource is None:
         return 0
@@ -93,7 +93,7 @@ def page_faults() -> int:
 
 @dataclass
 class PeakGrowth:
-    """How far memory grew, in bytes: resident memory, or on a GPU what was allocated."""
+    """How far memory grew, in bytes: resident memory, or allocated memory on a GPU."""
 
     size: int = 0
 
@@ -110,7 +110,7 @@ def peak_growth(device: torch.device) -> Iterator[PeakGrowth]:
 
 
 def _release_free_memory(device: torch.device) -> None:
-    """Give what is not in use back to the system, and make the peak start at what is, where the system can."""
+    """Return unused memory to the system, and reset the peak to the memory in use, where the system can."""
     if device.type == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -119,35 +119,35 @@ def _release_free_memory(device: torch.device) -> None:
     if trim is not None:
         trim(0)
     if os.access(_CLEAR, os.W_OK):
-        _CLEAR.write_text('5')  # Linux: the peak of the resident memory becomes its present size
+        _CLEAR.write_text('5')  # Linux: resets the peak of the resident memory to its current size
 
 
 def memory_use(device: torch.device) -> tuple[int, int]:
-    """Return bytes in use, and their peak."""
+    """Return the bytes in use, and their peak."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
     if resource is None:
         return 0, 0
     if not _STATUS.is_file():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak, peak  # bytes on macOS, the system without /proc
+        return peak, peak  # in bytes on macOS, which has no /proc
     fields = dict(line.split(':', 1) for line in _STATUS.read_text().splitlines())
     return int(fields['VmRSS'].split()[0]) * 1024, int(fields['VmHWM'].split()[0]) * 1024
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything that was started on the device is done."""
+    """Wait until everything started on the device is done."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def gemm_rate(device: torch.device, clock: Callable[[], float] = time.perf_counter, repeats: int = 5) -> float:
-    """Measure the product of two square matrices of side 2048: about the best that a model can reach.
+    """Time the product of two square matrices of side 2048: about the best that a model can reach.
 
     Args:
         device: Where to multiply.
         clock: Returns seconds.
-        repeats: Products; the median counts.
+        repeats: Number of products; the median counts.
 
     Returns:
         FLOP/s, two for each multiply-accumulate.

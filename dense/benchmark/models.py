@@ -1,12 +1,12 @@
-"""What the benchmark times: a model's name as it is typed, built with images and a step of inference or training.
+"""Builds what the benchmark times from a model's name: the model, images, and a step of inference or training.
 
 Names: ``InceptionNeXt:tiny`` (class and arch of a backbone of this project or of a registered one with a table of
-archs), ``timm:resnet50``, or the path of a config. ``+fused`` behind it: rewritten for inference
-(:mod:`dense.export.fuse_mmcv`); ``+lean``: with lean MLPs (:mod:`backbones.fast.lean_mlp`); ``+tuned``: with all that
-the tools choose for training on a CPU (:mod:`dense.cpu.defaults`); ``+cp``: trained with ``with_cp``; ``+onnx``: a
+archs), ``timm:resnet50``, or the path of a config. Suffixes: ``+fused``: rewritten for inference
+(:mod:`dense.export.fuse_mmcv`); ``+lean``: with lean MLPs (:mod:`backbones.fast.lean_mlp`); ``+tuned``: with everything
+that the tools choose for training on a CPU (:mod:`dense.cpu.defaults`); ``+cp``: trained with ``with_cp``; ``+onnx``: a
 backbone of this project exported (:mod:`dense.export`) and run by ONNX Runtime on the CPU, with as many threads as
 PyTorch has.
-``CONFIG+timm:NAME``: the config's model with that network of timm for its backbone.
+``CONFIG+timm:NAME``: the config's model with that timm network as its backbone.
 """
 
 import re
@@ -52,8 +52,8 @@ class Subject:
         run: Model and images (N, C, H, W) -> anything; the inference that is timed.
         loss: Model and images (N, C, H, W) -> scalar; for training.
         is_fused: Whether it was rewritten for inference.
-        flops: FLOPs of a step for one image, two for each multiply-accumulate; a training step counts its backward
-            pass, too, but not what is computed again there.
+        flops: FLOPs of a step for one image, two for each multiply-accumulate; a training step includes its
+            backward pass, but not what is recomputed there.
     """
 
     name: str
@@ -80,18 +80,17 @@ def build_subject(
         train: Time training instead of inference.
         device: Where it runs.
         shape: Channels, height and width of its images; by default 3x224x224 for a backbone, timm's own size
-            for a model of timm, and what publications
-            use for a config's model.
-        seed: Of the weights.
+            for a timm model, and what publications use for a config's model.
+        seed: Seed of the weights.
 
     Raises:
-        UserError: The name is not understood, or it asks for training a fused model or for lean MLPs where there are
-            none, or for what cannot be exported or run by ONNX Runtime.
+        UserError: The name is not understood, or it asks to train a fused model, for lean MLPs where there are none,
+            or for something that cannot be exported or run by ONNX Runtime.
     """
     plain, is_fused = plain_name(name), name.endswith((FUSED, ONNX))
     if is_fused and train:
         raise UserError(
-            f'{name} cannot be trained: a fused or exported model has no gradients', f'give {plain}, or --mode infer'
+            f'{name} cannot be trained: a fused or exported model has no gradients', f'use {plain}, or --mode infer'
         )
     torch.manual_seed(seed)
     with quiet_libraries():
@@ -113,14 +112,14 @@ def build_subject(
 
 
 def plain_name(name: str) -> str:
-    """Return a model's name without what stands behind it."""
+    """Return a model's name without its suffixes."""
     for suffix in (FUSED, LEAN, TUNED, CHECKPOINTED, ONNX):
         name = name.removesuffix(suffix)
     return name
 
 
 def runtime_versions(names: Sequence[str]) -> dict[str, str]:
-    """Return the versions of what runs models in PyTorch's place."""
+    """Return the versions of the packages that run models instead of PyTorch."""
     return {'onnxruntime': version('onnxruntime')} if any(name.endswith(ONNX) for name in names) else {}
 
 
@@ -132,8 +131,8 @@ def is_config(name: str) -> bool:
 def _staged_backbones(subject: Subject) -> list[StagedBackbone]:
     found = [module for module in subject.model.modules() if isinstance(module, StagedBackbone)]
     if not found:
-        cause = f'{subject.name} has no backbone of this project, which alone can be trained so'
-        raise UserError(cause, f'give {plain_name(subject.name)}')
+        cause = f'{subject.name} has no backbone of this project, and only those can be trained like this'
+        raise UserError(cause, f'use {plain_name(subject.name)}')
     return found
 
 
@@ -160,13 +159,13 @@ def _onnx_runner(subject: Subject) -> Callable[[nn.Module, Tensor], Any]:
     need_packages(*NEEDED, 'onnxruntime', purpose='timing an exported model')
     remedy = f'give {plain_name(subject.name)}{FUSED}'
     if not isinstance(subject.model, DenseBackbone):
-        raise UserError(f'{subject.name} is no backbone of this project, which alone can be timed exported', remedy)
+        raise UserError(f'{subject.name} is not a backbone of this project; only those can be exported', remedy)
     if next(subject.model.parameters()).device.type != 'cpu':
         raise UserError(f'{subject.name} runs on the CPU only', f'{remedy}, or --device cpu')
     channels, *sides = subject.shape
     if channels != 3 or min(sides) < BackboneGraph.SMALLEST:
         raise UserError(
-            f'an exported backbone takes no images of {channels} x {sides[0]} x {sides[1]}',
+            f'an exported backbone does not accept images of {channels} x {sides[0]} x {sides[1]}',
             f'give three channels and at least {BackboneGraph.SMALLEST} pixels each way with --shape',
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +198,7 @@ def _from_name(name: str, shape: tuple[int, int, int]) -> Subject:
 
 
 def _usual_images(name: str) -> tuple[int, int, int]:
-    """Return the size that a network was trained at, where timm knows it."""
+    """Return the image size that a network was trained at, if timm knows it."""
     family, _, arch = name.partition(':')
     if family != 'timm' or not timm.is_model(arch):
         return IMAGENET

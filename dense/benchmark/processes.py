@@ -1,9 +1,9 @@
-"""Models of the benchmark in processes of their own, which take turns.
+"""Runs each model of the benchmark in its own process; the processes take turns.
 
-In one process models share a heap: one that leaves large free blocks behind spares the next one page faults that it
-would have if it ran alone. Apart, each has its own, as in the program of somebody who uses only that model. What is
-rewritten or trained as the tools do it (``+fused``, ``+lean``, ``+tuned``) keeps freed memory as the tools do; all else
-has the C library's settings.
+Models in one process share a heap: large free blocks left by one model spare the next one page faults that it would
+have if it ran alone. In separate processes each model has its own heap, as in a program that uses only that model.
+Models that are rewritten or trained as the tools do it (``+fused``, ``+lean``, ``+tuned``) keep freed memory, as the
+tools do; all others use the C library's settings.
 """
 
 import multiprocessing
@@ -31,18 +31,18 @@ class ApartCase:
     result: Measurement
 
     def turn(self, warmup: int, iters: int, device: torch.device, clock: Clock) -> Turn:
-        """Take some steps untimed, then time others; other models wait meanwhile."""
+        """Run some untimed steps, then time others; other models wait meanwhile."""
         return self.process.submit(_turn, self.index, self.protocol, warmup, iters, device, clock).result()
 
 
 @contextmanager
 def open_apart(name: str, protocol: Protocol, notes: list[str]) -> Iterator[list[ApartCase]]:
-    """Build a model in a process of its own, which ends with the context.
+    """Build a model in its own process, which ends with the context.
 
     Args:
         name: As :mod:`dense.benchmark.models` reads it.
         protocol: How to measure, with nothing left to choose.
-        notes: What was changed to make it run is added.
+        notes: List to which remarks on what had to be changed are added.
 
     Raises:
         UserError: The name is not understood, or not even one image fits into memory.

@@ -26,11 +26,11 @@ def check_out(path: str | Path) -> None:
     if Path(path).suffix not in SUFFIXES:
         raise UserError(f'cannot tell the format of {path}', f'end its name in {" or ".join(SUFFIXES)}')
     if not Path(path).resolve().parent.is_dir():
-        raise UserError(f'there is no folder {Path(path).resolve().parent}', 'make it, or name another one')
+        raise UserError(f'there is no folder {Path(path).resolve().parent}', 'create it, or choose another one')
 
 
 def write(result: Result, path: str | Path) -> None:
-    """Write a result as JSON or Markdown, as the file's name ends."""
+    """Write a result as JSON or Markdown, depending on the file's suffix."""
     text = as_json(result) if Path(path).suffix == '.json' else as_markdown(result)
     Path(path).write_text(text + '\n')
 
@@ -46,7 +46,7 @@ def as_markdown(result: Result) -> str:
 
 
 def as_json(result: Result) -> str:
-    """Return everything that was measured, with what the tables show computed from it."""
+    """Return all measurements as JSON, with the numbers that the tables derive from them."""
     baseline = result.baseline_measurement()
     measurements = [
         {
@@ -103,7 +103,7 @@ def _tables(result: Result, draw: Callable[..., str]) -> list[str]:
 
 
 def _labels(names: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return a short label for every name, and the lines that explain those that are no names."""
+    """Return a short label for every name, and lines that explain the labels that are not names."""
     labels = {name: name if len(name) <= NAME_WIDTH else f'[{i}]' for i, name in enumerate(names, 1)}
     return labels, [f'- {label} {name}' for name, label in labels.items() if label != name]
 
@@ -115,7 +115,7 @@ def _speed(m: Measurement, result: Result) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Return four digits that mean something, without an exponent."""
+    """Format a number with four significant digits, without an exponent."""
     return f'{value:.0f}' if value >= 1000 else f'{value:.4g}'
 
 

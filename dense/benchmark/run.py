@@ -1,14 +1,14 @@
-"""How fast models train, infer, or answer one image: measured side by side, as the papers measure.
+"""Measures side by side how fast models train, infer, or process one image, as the papers do.
 
 The protocol of InceptionNeXt (Table 4): 10 warm-up steps, 40 timed ones, batch 128 halved until it fits, channels
 first and channels last, the better of the two counts. That of FasterNet (Table 3) for latency: batch 1, one thread,
-10 + 200 steps on a CPU, 50 + 200 on a GPU. Beyond the papers: several models take turns (A B A B ...), so that a
+10 + 200 steps on a CPU, 50 + 200 on a GPU. Beyond the papers: several models take turns (A B A B ...), so a
 machine that slows down slows all of them down; medians of single steps count; and a ratio compares two models turn by
 turn.
 
 A training step is forward, loss, backward and a step of SGD with momentum, or of AdamW; a backbone's loss is the mean
 square of its last map. A whole model's inference runs all its parts with given regions
-(:mod:`dense.analysis.forward_parts`), RoIAlign included, NMS and the resizing of results not.
+(:mod:`dense.analysis.forward_parts`), including RoIAlign, but not NMS or the resizing of results.
 """
 
 import time
@@ -24,7 +24,7 @@ from dense.benchmark.models import Subject, build_subject, runtime_versions
 from dense.benchmark.processes import ApartCase, open_apart
 from dense.errors import UserError
 
-TURN_WARMUP = 2  # steps before a later turn of a model, whose data the others have driven out of the caches
+TURN_WARMUP = 2  # steps before a model's later turns: the others have pushed its data out of the caches
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Result:
     """A whole run.
 
     Attributes:
-        protocol: As asked for, with what was left to choose filled in.
+        protocol: As requested, with the open choices filled in.
         hardware: What it ran on.
         versions: Package -> version.
         notes: What was changed to make it run.
@@ -73,12 +73,12 @@ def benchmark(
 
     Args:
         names: Models, as :mod:`dense.benchmark.models` reads them.
-        protocol: How.
+        protocol: How to measure.
         baseline: One of the models; it is added if it is not among them.
-        build: Makes a model from its name.
+        build: Builds a model from its name.
         clock: Returns seconds.
-        notes: What else the result shall say of how it was measured.
-        apart: Give each model a process of its own (:mod:`dense.benchmark.processes`).
+        notes: Further remarks for the result on how it was measured.
+        apart: Run each model in its own process (:mod:`dense.benchmark.processes`).
 
     Raises:
         UserError: A name is not understood, or not even one image fits into memory.
@@ -101,11 +101,11 @@ def benchmark(
 
 
 def _completed(protocol: Protocol) -> Protocol:
-    """Fill in what was left to choose."""
+    """Fill in the open choices."""
     device = protocol.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device == 'cuda' and not torch.cuda.is_available():
         raise UserError(
-            'there is no GPU that PyTorch can use', 'give --device cpu; `dense doctor` tells what is installed'
+            'there is no GPU that PyTorch can use', 'use --device cpu; `dense doctor` shows what is installed'
         )
     is_latency = protocol.mode == 'latency'
     return replace(

@@ -1,7 +1,7 @@
-"""What happens to a whole training batch: mixup, cutmix, random erasing, label smoothing, in this order.
+"""Augments a whole training batch: mixup, cutmix, random erasing, label smoothing, in this order.
 
 timm does each of them, on the device of the batch. The random numbers come from the generators that every training
-step seeds afresh (:class:`dense.engine.hooks.SeededStepHook`), so a resumed run draws the same ones.
+step seeds again (:class:`dense.engine.hooks.SeededStepHook`), so a resumed run draws the same ones.
 """
 
 from timm.data import Mixup
@@ -19,7 +19,7 @@ class BatchAugment:
         num_classes: K.
         label_smoothing: Share of a target that is spread over all classes, in [0, 1).
         mixup: Both parameters of the beta distribution that mixup draws its weight from; 0 for no mixup.
-        cutmix: The same of cutmix; 0 for no cutmix. With both, each batch gets one of them, half the time each.
+        cutmix: The same for cutmix; 0 for no cutmix. With both, each batch gets one of them, half the time each.
         erase_prob: Probability that a rectangle of an image becomes noise.
 
     Raises:
@@ -69,7 +69,7 @@ class BatchAugment:
         else:
             if len(images) % 2:
                 raise UserError(
-                    f'mixup and cutmix pair up the images of a batch, and one has {len(images)}',
+                    f'mixup and cutmix pair up the images of a batch, but one has {len(images)}',
                     'use an even train_dataloader.batch_size, and drop a last batch that is not full',
                 )
             images, targets = self.mix(images, labels)

@@ -27,12 +27,12 @@ class ImageClassifier(BaseModel):
         backbone: Config of a backbone; its last output is classified.
         head: Config of a head in :mod:`dense.classify.heads`.
         data_preprocessor: Config of MMEngine's ``ImgDataPreprocessor``, which normalises and moves the images.
-        train_cfg: Arguments of :class:`~dense.classify.augment.BatchAugment` but the number of classes.
+        train_cfg: Arguments of :class:`~dense.classify.augment.BatchAugment`, except the number of classes.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a whole published checkpoint: a file, a URL or the
             name of a record. For the backbone's part of one, give it to the backbone.
 
     Raises:
-        UserError: The backbone does not end in the channels that the head takes.
+        UserError: The backbone's last channels are not those that the head takes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ImageClassifier(BaseModel):
         self.head = MODELS.build(head)
         if self.backbone.out_channels[-1] != self.head.in_channels:
             raise UserError(
-                f'the backbone ends in {self.backbone.out_channels[-1]} channels, the head takes '
+                f'the backbone ends in {self.backbone.out_channels[-1]} channels, but the head takes '
                 f'{self.head.in_channels}',
                 'set model.head.in_channels to the channels of the last stage',
             )
@@ -69,7 +69,7 @@ class ImageClassifier(BaseModel):
                 samples with ``pred_label`` and ``pred_scores`` ``(K,)`` added.
 
         Raises:
-            ValueError: Another mode.
+            ValueError: Unknown mode.
         """
         if mode == 'tensor':
             return self.logits(inputs)
@@ -84,7 +84,7 @@ class ImageClassifier(BaseModel):
         return self.head(self.backbone(images)[-1])
 
     def loss(self, images: Tensor, samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
-        """Cross entropy of the augmented batch with its soft targets, as ``loss``.
+        """Return the cross entropy of the augmented batch with its soft targets, as ``loss``.
 
         Args:
             images: ``(N, 3, S, S)``.
@@ -124,5 +124,5 @@ class ImageClassifier(BaseModel):
         self._is_init = True
 
     def convert_checkpoint(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Give the weights of a checkpoint, this model's own or a published one, the names of this model; pure."""
+        """Return the weights of a checkpoint, this model's own or a published one, under this model's names; pure."""
         return own_state_dict(self, content)

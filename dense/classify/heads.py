@@ -1,4 +1,4 @@
-"""The classifiers' heads of the three papers, with the names that their checkpoints give them.
+"""The three papers' classifier heads, which also read the names used in their checkpoints.
 
 Legend: N images in a batch, C channels of the last stage, H and W its height and width, K classes.
 """
@@ -17,14 +17,14 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {'GELU': nn.GELU, 'ReLU': nn.ReLU}
 
 
 class ClassifierHead(nn.Module):
-    """From the last map of a backbone to the scores of the classes.
+    """Turns the last map of a backbone into class scores.
 
     Args:
         in_channels: C.
         num_classes: K.
     """
 
-    # Beginning of a name in published checkpoints -> in this class. The first that fits counts.
+    # Start of a name in published checkpoints -> in this class. The first match counts.
     PUBLISHED: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
@@ -52,7 +52,7 @@ class ClassifierHead(nn.Module):
 
 
 def _init_weights(module: nn.Module) -> None:
-    # As all three released codes: truncated normal of std 0.02, zero biases; norms keep ones and zeros.
+    # As in all three released codes: truncated normal of std 0.02, zero biases; norms keep ones and zeros.
     if isinstance(module, nn.Conv2d | nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -95,7 +95,7 @@ class FasterNetHead(ClassifierHead):
         act: ``'GELU'`` (T0, T1) or ``'ReLU'`` (the larger ones), as in the backbone.
 
     Raises:
-        UserError: Another activation.
+        UserError: Unknown activation.
     """
 
     # The authors' two, timm's two.

@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class TrainSizeHook(Hook):
-    """Train on images of another size from some epoch on.
+    """Change the size of the training images from a given epoch on.
 
     Args:
         epoch: First epoch with the new size; 0 is the first of the run.

@@ -28,7 +28,7 @@ class TopAccuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Take the results of a batch.
+        """Collect the results of a batch.
 
         Args:
             data_batch: Not used.

@@ -11,7 +11,7 @@ from dense.errors import UserError
 
 @DATA_SAMPLERS.register_module()
 class WholeUpdates:
-    """Full batches, as many as make whole updates; the rest of an epoch is dropped.
+    """Yields full batches, as many as make whole updates; the rest of an epoch is dropped.
 
     No gradient is carried from one epoch into the next, so a run resumed at the end of an epoch equals the
     uninterrupted one.
@@ -31,7 +31,7 @@ class WholeUpdates:
         if self.num_batches == 0:
             number = len(sampler) if isinstance(sampler, Sized) else 0
             raise UserError(
-                f'an update takes {accumulative_counts} x {batch_size} images, and the training data has {number}'
+                f'an update takes {accumulative_counts} x {batch_size} images, but the training data has {number}'
                 ' for each process',
                 'reduce train_dataloader.batch_size or optim_wrapper.accumulative_counts and that of the batch sampler',
             )
@@ -40,7 +40,7 @@ class WholeUpdates:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Exhausted, because some samplers count their epochs when they are.
+        # Read to the end, because some samplers count their epochs there.
         for number, batch in enumerate(self.batches):
             if number < self.num_batches:
                 yield batch

@@ -10,12 +10,12 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 @PARAM_SCHEDULERS.register_module()
 class TimmCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """Linear warm-up, then a cosine that began with the run, not with the end of the warm-up; constant in an epoch.
+    """Linear warm-up, then a cosine that starts with the run, not after the warm-up; constant within an epoch.
 
     In epoch t of T, with w epochs of warm-up:
     ``warmup_lr + (lr - warmup_lr) * t / w`` for t < w, else
     ``min_lr + (lr - min_lr) * (1 + cos(pi * t / T)) / 2``.
-    MMEngine's ``CosineAnnealingLR`` behind a ``LinearLR`` would start at the full rate in epoch w, and be 10 % higher
+    MMEngine's ``CosineAnnealingLR`` after a ``LinearLR`` would start at the full rate in epoch w, and be 10 % higher
     half-way.
 
     Args:
@@ -23,7 +23,7 @@ class TimmCosineLR(LRSchedulerMixin, _ParamScheduler):
         end: T.
         warmup: w, less than T.
         warmup_lr: Rate of the first epoch, if there is a warm-up.
-        min_lr: Rate that the cosine ends in.
+        min_lr: Rate at the end of the cosine.
         last_step: The last step taken before a resume; used by MMEngine.
         by_epoch: Whether steps are epochs.
     """

@@ -1,6 +1,7 @@
-"""From a file to a tensor: timm's transforms for training and testing, without normalisation.
+"""Turns an image file into a tensor with timm's transforms for training and testing, without normalisation.
 
-Images leave as bytes, a quarter of what floats would be; the model's data preprocessor normalises them on its device.
+Images are returned as bytes, a quarter of the size of floats; the model's data preprocessor normalises them on its
+device.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,15 +44,15 @@ class PhotoTransform:
 
 @TRANSFORMS.register_module()
 class TimmTrainTransform(PhotoTransform):
-    """A random part of the image, resized, perhaps flipped, then RandAugment or colour jitter.
+    """Crop a random part of the image, resize it, perhaps flip it, then apply RandAugment or colour jitter.
 
     Mixing and erasing come later, on the whole batch (:mod:`dense.classify.augment`).
 
     Args:
         size: S, side of the result in pixels.
         auto_augment: timm's notation, for example ``'rand-m9-mstd0.5-inc1'``; None for none.
-        color_jitter: Strength, without ``auto_augment`` only; 0 for none.
-        interpolation: ``'bicubic'``, ``'bilinear'``, or ``'random'`` for either.
+        color_jitter: Strength, used only without ``auto_augment``; 0 for none.
+        interpolation: ``'bicubic'``, ``'bilinear'``, or ``'random'`` for one of the two at random.
         scale: Least and largest share of the image's area.
         hflip: Probability of flipping left and right.
     """
@@ -84,7 +85,7 @@ class TimmTrainTransform(PhotoTransform):
 
 @TRANSFORMS.register_module()
 class TimmTestTransform(PhotoTransform):
-    """The middle of the image: shortest side resized to ``size / crop_pct``, then the central square.
+    """Take the middle of the image: resize the shortest side to ``size / crop_pct``, then crop the central square.
 
     Args:
         size: S, side of the result in pixels.
@@ -101,5 +102,5 @@ def _operations(transform: Compose) -> list[AugmentOp]:
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    # The strongest level keeps no bit at all, which older Pillow took for a black image and Pillow 13 refuses.
+    # The strongest level keeps no bits: older Pillow versions return a black image, Pillow 13 refuses.
     return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)

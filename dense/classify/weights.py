@@ -1,4 +1,4 @@
-"""Whole published checkpoints, backbone and head, in a classifier."""
+"""Loads whole published checkpoints, backbone and head, into a classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ MAX_NAMED = 4
 
 
 class Classifier(Protocol):
-    """What is asked of a classifier here.
+    """What this module needs of a classifier.
 
     Attributes:
         backbone: A :class:`backbones.base.DenseBackbone`.
@@ -29,7 +29,7 @@ class Classifier(Protocol):
 
 
 def own_state_dict(model: Classifier, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Give the weights in a checkpoint the names of a classifier's parameters; pure.
+    """Return the weights in a checkpoint under the names of a classifier's parameters; pure.
 
     Args:
         model: The classifier; its backbone and its head know the layouts of their papers.
@@ -48,10 +48,10 @@ def own_state_dict(model: Classifier, content: Mapping[str, Any]) -> dict[str, T
 
 
 def load_classifier(model: Classifier, source: str | Path) -> str:
-    """Load a whole checkpoint, all of its tensors or none.
+    """Load a whole checkpoint: all of its tensors or none.
 
     Args:
-        model: Changed in place, only after everything was checked.
+        model: Changed in place, only after everything has been checked.
         source: A name in :data:`backbones.weights.WEIGHTS`, a URL or a file.
 
     Returns:
@@ -64,8 +64,8 @@ def load_classifier(model: Classifier, source: str | Path) -> str:
     record = WEIGHTS.get(str(source))
     if record is not None and record.family != type(model.backbone).__name__:
         raise UserError(
-            f'{source!r} are weights of {record.family}, the backbone is {type(model.backbone).__name__}',
-            'name weights of this family, or another backbone and head',
+            f'{source!r} holds weights of {record.family}, but the backbone is {type(model.backbone).__name__}',
+            'choose weights of this family, or another backbone and head',
         )
     state, own = own_state_dict(model, read_weights(source)), model.state_dict()
     fitting = [key for key in own if key in state and state[key].shape == own[key].shape]

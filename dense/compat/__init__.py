@@ -2,7 +2,7 @@
 
 :func:`install` serves mmcv's compiled operators (:mod:`~dense.compat.extension`) and repairs mmengine's package
 look-up (:mod:`~dense.compat.packages`) and checkpoint reading (:mod:`~dense.compat.checkpoints`).
-:func:`check_environment` tells what is installed and what is wrong with it.
+:func:`check_environment` reports what is installed and what is wrong with it.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ __all__ = ['EnvironmentReport', 'Problem', 'check_environment', 'install']
 def install() -> None:
     """Serve the operators and repair mmengine; a second call changes nothing.
 
-    It warns when mmdet or mmseg were imported before and hold on to operators that could not be imported then.
+    It warns if mmdet or mmseg were imported earlier and keep operators that could not be imported then.
 
     Raises:
         UserError: mmengine is not installed.
@@ -26,9 +26,9 @@ def install() -> None:
     if importlib.util.find_spec('mmengine') is None:
         from dense.errors import UserError
 
-        raise UserError('mmengine is not installed, and everything here stands on it', install_command('mmengine'))
+        raise UserError('mmengine is not installed, and everything here depends on it', install_command('mmengine'))
     extension.install()
-    # These import mmengine, and with it torch: not before it is known to be there.
+    # These import mmengine, and with it torch, so the check comes first.
     from . import checkpoints, packages
 
     packages.repair()

@@ -1,12 +1,12 @@
-"""Reading checkpoints strictly: tensors and plain data only, no code of any kind.
+"""Reads checkpoints strictly: tensors and plain data only, no code of any kind.
 
-Three roads lead from a checkpoint file to running code in mmengine, and all are closed here:
+mmengine can run code from a checkpoint file in three ways, all of which are blocked here:
 
 * pickle: torch before 2.6 unpickles anything, and the onedl fork falls back to that on any file that the safe reader
   refuses. Every scheme of ``CheckpointLoader`` is registered again with :func:`backbones.serialization.load_file`.
 * ``Runner.resume`` executes ``checkpoint['meta']['config']`` as Python. The loader removes that entry; mmengine itself
-  writes the key ``cfg``, which nobody executes, so that no file of its own loses anything.
-* an Inferencer without a config executes the config text found in the weights. It asks for the config now.
+  writes the key ``cfg``, which is never executed, so its own files lose nothing.
+* an Inferencer without a config executes the config text found in the weights. Now it asks for the config.
 """
 
 import functools
@@ -33,7 +33,7 @@ CEPH_PREFIXES = [r'(\S+\:)?s3://', r'(\S+\:)?petrel://']
 
 
 def repair() -> None:
-    """Make every way of mmengine to read a checkpoint strict. Idempotent."""
+    """Make all of mmengine's ways to read a checkpoint strict. Idempotent."""
     for prefixes, loader in (
         ([''], load_from_local),
         (['http://', 'https://'], load_from_http),
@@ -60,7 +60,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
         map_location: As in ``torch.load``; None reads to the CPU.
 
     Raises:
-        UserError: The file is missing, damaged, or wants to run code.
+        UserError: The file is missing, damaged, or would run code.
     """
     return _load(filename, map_location)
 
@@ -68,8 +68,8 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True) -> Any:
     """Download a checkpoint once, then read it as a local file.
 
-    In distributed training any number of processes may call this: those that ask for the same address at the same time
-    wait until one of them has it.
+    In distributed training any number of processes may call this: if several ask for the same address at the same
+    time, they wait until one of them has downloaded it.
 
     Args:
         filename: ``http://`` or ``https://`` address.
@@ -87,7 +87,7 @@ def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petr
     """Fetch a checkpoint from an object store through mmengine's file backend, then read it as a local file.
 
     Args:
-        filename: ``s3://`` or ``petrel://`` address, with an optional cluster in front.
+        filename: ``s3://`` or ``petrel://`` address, optionally prefixed with a cluster.
         map_location: As in :func:`load_from_local`.
         backend: Name of the file backend.
     """
@@ -99,7 +99,7 @@ def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petr
 
 
 def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
-    """Resolve ``open-mmlab://NAME`` by mmengine's table and read what it stands for.
+    """Resolve ``open-mmlab://NAME`` with mmengine's table and read that checkpoint.
 
     Args:
         filename: ``open-mmlab://`` or ``openmmlab://`` and a name of mmengine's model table.
@@ -114,7 +114,7 @@ def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
     if name not in table:
         raise UserError(
             f'{filename}: the OpenMMLab model table has no name {name!r}',
-            f'name one of its {len(table)} models, such as {min(table)}, or give a file or an address',
+            f'use one of its {len(table)} models, such as {min(table)}, or a file or an address',
         )
     place = table[name]
     if place.startswith(('http://', 'https://')):
@@ -128,7 +128,7 @@ def load_from_pavi(filename: str, map_location: Any = None) -> Any:
     Raises:
         UserError: Always.
     """
-    raise UserError(f'{filename}: pavi:// is not read here', 'download the file and give its path')
+    raise UserError(f'{filename}: pavi:// is not supported', 'download the file and use its path')
 
 
 def _load(source: str, map_location: Any, folder: str | None = None, progress: bool = True) -> Any:

@@ -1,7 +1,7 @@
-"""What is installed, what runs where, and what is wrong with it.
+"""Reports what is installed, what runs where, and what is wrong with it.
 
-This file and what it imports need nothing but the standard library when they are loaded, so that `dense doctor` can run
-it when the packages that it examines are missing or broken.
+This file and what it imports need only the standard library when they are loaded, so `dense doctor` works
+even if the packages that it examines are missing or broken.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dense.project import IS_CLONE, PROJECT
 # Module to the distributions that provide it: name to version.
 Owners: TypeAlias = dict[str, dict[str, str]]
 
-# What the forks put in the place of an operator that could not be imported says this when it is called.
+# The forks replace an operator that could not be imported with a stub, which says this when it is called.
 STUB_TEXT = 'requires mmcv to be compiled'
 
 
@@ -43,7 +43,7 @@ class Problem:
 
     Attributes:
         cause: What is wrong, in one line.
-        remedy: The command that mends it, run in the folder of the clone if there is one, or what else to do.
+        remedy: The command that fixes it, to be run in the clone if there is one, or other advice.
     """
 
     cause: str
@@ -52,12 +52,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class EnvironmentReport:
-    """The page that :func:`check_environment` gives; ``str(report)`` is meant to be read.
+    """The result of :func:`check_environment`; ``str(report)`` is a page for people to read.
 
     Attributes:
         versions: What is installed: name to version and distribution.
         machine: Devices and threads: name to text.
-        operators: Op of ``mmcv.ops`` to what computes it; empty when that could not be found out.
+        operators: Op of ``mmcv.ops`` to what computes it; empty if that is unknown.
         origin: ``'compiled'``, ``'torchvision'`` or ``'unknown'``: where mmcv's operators come from.
         problems: What is wrong; empty when all is well.
     """
@@ -74,7 +74,7 @@ class EnvironmentReport:
         return not self.problems
 
     def page(self, width: int) -> str:
-        """The report as text.
+        """Return the report as text.
 
         Args:
             width: Number of columns; commands are never broken, so that they can be copied.
@@ -94,20 +94,18 @@ class EnvironmentReport:
 def check_environment() -> EnvironmentReport:
     """Examine the Python environment, the packages and the devices.
 
-    It imports torch, torchvision, mmcv and timm to see that they can be imported; a package that cannot is a problem
-    in the report, never an exception.
+    It imports torch, torchvision, mmcv and timm to see whether that works; a package that cannot be imported is a
+    problem in the report, never an exception.
     """
     owners = _owners()
     problems = _package_problems(owners)
-    # Looked for before anything is imported here: it is about what the caller imported.
+    # Checked before anything is imported here, because it concerns what the caller imported.
     problems += broken_stubs()
     imported, import_problems = _import_all(owners)
     problems += import_problems
     operators, origin, failure = _operators()
     if failure and not problems:  # else it follows from them
-        problems.append(
-            Problem(f'the operators of mmcv are not there: {failure}', f'{sys.executable} -c "import dense"')
-        )
+        problems.append(Problem(f'the operators of mmcv are missing: {failure}', f'{sys.executable} -c "import dense"'))
     return EnvironmentReport(
         versions=_versions(owners),
         machine=_machine(imported),
@@ -118,10 +116,10 @@ def check_environment() -> EnvironmentReport:
 
 
 def _owners() -> Owners:
-    """Module to the distributions that provide it, by name, with their versions."""
+    """Map each module to the distributions that provide it, by name, with their versions."""
     owners: Owners = {module: {} for module in MODULES}
     for item in importlib.metadata.distributions():
-        if 'Name' in item.metadata:  # not so in a folder that a failed installation left behind
+        if 'Name' in item.metadata:  # missing in a folder left behind by a failed installation
             name = item.metadata['Name']
             for module in _provided(item):
                 # The first on the path is the one that Python imports.
@@ -134,11 +132,11 @@ def _package_problems(owners: Owners) -> list[Problem]:
 
 
 def _provided(item: importlib.metadata.Distribution) -> list[str]:
-    """The modules of :data:`MODULES` that a distribution provides."""
+    """Return the modules of :data:`MODULES` that a distribution provides."""
     listed = item.read_text('top_level.txt')
     if listed:
         return [module for module in MODULES if module in listed.split()]
-    # As text: `item.files` would make an object of each of the 60,000 lines that all distributions have together.
+    # Read as text: `item.files` would create an object for each of the 60,000 lines of all distributions together.
     record = '\n' + (item.read_text('RECORD') or '')
     return [module for module in MODULES if f'\n{module}/__init__.py,' in record]
 
@@ -148,7 +146,7 @@ def _normal(name: str) -> str:
 
 
 def _family(owners: Owners) -> str:
-    """The family that most of the modules come from."""
+    """Return the family that most of the modules come from."""
     mm = [name for module in WITHOUT_DEPENDENCIES if module != 'cv2' for name in owners[module]]
     forks = sum(name.startswith('onedl-') for name in mm)
     return 'onedl' if forks > len(mm) - forks else 'openmmlab'
@@ -197,7 +195,7 @@ def _unsupported(owners: Owners) -> Iterator[Problem]:
 
 
 def _number(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version: ``'2.14.1+cu130'`` is (2, 14, 1)."""
+    """Return the leading numbers of a version: ``'2.14.1+cu130'`` gives (2, 14, 1)."""
     found = re.match(r'\d+(\.\d+)*', version)
     numbers = [int(part) for part in found.group().split('.')] if found else [0]
     while numbers and numbers[-1] == 0:  # 2.2 and 2.2.0 are the same
@@ -206,20 +204,20 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def _torch_pair(owners: Owners) -> Iterator[Problem]:
-    """torch 2.N and torchvision 0.(N + 15) are made for each other; any other pair fails at import."""
+    """Check the pair: torch 2.N and torchvision 0.(N + 15) belong together, any other pair fails at import."""
     if len(owners['torch']) != 1 or len(owners['torchvision']) != 1:
         return
     (torch,), (torchvision,) = owners['torch'].values(), owners['torchvision'].values()
     major, minor = (*_number(torch), 0, 0)[:2]
     if major == 2 and (*_number(torchvision), 0, 0)[:2] != (0, minor + 15):
         yield Problem(
-            f'torchvision {torchvision} does not belong to torch {torch}.',
+            f'torchvision {torchvision} does not match torch {torch}.',
             f"{python_pip()} install 'torchvision==0.{minor + 15}.*'",
         )
 
 
 def broken_stubs() -> Iterator[Problem]:
-    """Functions that mmdet or mmseg bound in the place of operators, because they were imported before ``dense``."""
+    """Find broken stubs that mmdet or mmseg bound instead of operators, because they were imported before ``dense``."""
     loaded = [
         (path, module) for path, module in list(sys.modules.items()) if path.partition('.')[0] in ('mmdet', 'mmseg')
     ]
@@ -254,7 +252,7 @@ def _import_all(owners: Owners) -> tuple[dict[str, ModuleType], list[Problem]]:
 
 
 def _operators() -> tuple[dict[str, str], str, str]:
-    """Op to what serves it, the origin of all, and why they could not be found out (or nothing)."""
+    """Return what serves each op, where all of them come from, and why this is unknown (or nothing)."""
     try:
         extension = importlib.import_module('dense.compat.extension')
         extension.install()
@@ -309,7 +307,7 @@ def _threads(imported: Mapping[str, ModuleType]) -> str:
 
 
 def _by_source(operators: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Rows of (what serves, the ops that it serves)."""
+    """Return rows of (what serves ops, the ops that it serves)."""
     grouped: dict[str, list[str]] = {}
     for name, source in operators.items():
         grouped.setdefault(source, []).append(name)

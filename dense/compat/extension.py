@@ -1,16 +1,16 @@
-"""Serves ``mmcv._ext``, the compiled half of mmcv, where no compiled one is installed.
+"""Serves ``mmcv._ext``, the compiled half of mmcv, if no compiled one is installed.
 
-``mmcv.ops`` asks its extension module for every function while it is imported, so that mmcv-lite, which ships none,
-cannot be imported at all. :func:`install` adds two import finders:
+``mmcv.ops`` asks its extension module for every function while it is imported, so with mmcv-lite, which ships no
+extension, it cannot be imported at all. :func:`install` adds two import finders:
 
-- one that stands last and offers a ``mmcv._ext`` made of the functions in :mod:`dense.compat.ops`. It is asked only
-  when nothing else has the module, hence a real compiled extension always wins;
-- one that stands first, looks at the modules of :data:`REPAIRS` alone and lets the ordinary machinery find them. After
-  the import of ``mmcv.ops`` it puts differentiable PyTorch functions in the place of mmcv's entry points, before any
-  detector binds their names: these know autocast, ``torch.compile`` and deterministic algorithms, which a hand-written
-  backward does not.
+- one at the end, which offers a ``mmcv._ext`` made of the functions in :mod:`dense.compat.ops`. It is asked only when
+  nothing else has the module, so a real compiled extension always wins;
+- one at the beginning, which handles only the modules of :data:`REPAIRS` and lets the ordinary machinery find them.
+  After the import of ``mmcv.ops`` it replaces mmcv's entry points with differentiable PyTorch functions, before any
+  detector binds their names. These support autocast, ``torch.compile`` and deterministic algorithms, which a
+  hand-written backward pass does not.
 
-Functions that nobody serves exist too, since mmcv asks for them, and raise ``NotImplementedError`` when called.
+Functions that are not served exist too, because mmcv asks for them; they raise ``NotImplementedError`` when called.
 """
 
 import importlib
@@ -42,7 +42,7 @@ def unserved(name: str) -> Callable[..., NoReturn]:
 
         raise NotImplementedError(
             f"mmcv's compiled function {name!r} is not among those that dense serves with PyTorch and torchvision.\n"
-            f'Install the full mmcv built for torch {torch.__version__} in place of mmcv-lite '
+            f'Install the full mmcv built for torch {torch.__version__} instead of mmcv-lite '
             '(`pip uninstall mmcv-lite`, then `pip install mmcv`, which compiles), or choose a model without this op.'
         )
 
@@ -51,7 +51,7 @@ def unserved(name: str) -> Callable[..., NoReturn]:
 
 
 class _ExtensionLoader(Loader):
-    """Fills the ``mmcv._ext`` that stands in for the compiled one."""
+    """Fills the ``mmcv._ext`` that replaces the compiled one."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None  # an ordinary module
@@ -71,20 +71,20 @@ class _ExtensionLoader(Loader):
 
 
 class _ExtensionFinder(MetaPathFinder):
-    """Offers ``mmcv._ext`` when no file provides it. Stands last in ``sys.meta_path``."""
+    """Offers ``mmcv._ext`` when no file provides it. Comes last in ``sys.meta_path``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != EXTENSION:
             return None
-        # A finder added after this one may still know a compiled module: ask the files once more.
+        # A finder added after this one may still know a compiled module, so search the files once more.
         compiled = PathFinder.find_spec(fullname, path)
         return compiled or ModuleSpec(EXTENSION, _ExtensionLoader(), origin='dense.compat.ops')
 
 
 class _RepairFinder(MetaPathFinder):
-    """Lets the ordinary machinery import a module of :data:`REPAIRS`, then repairs it. Stands first."""
+    """Lets the ordinary machinery import a module of :data:`REPAIRS`, then repairs it. Comes first."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -101,7 +101,7 @@ class _RepairFinder(MetaPathFinder):
             execute(module)
             repair(module)
 
-        # On the instance, so that the loader keeps its type and everything else that asks for the source still works.
+        # Set on the instance: the loader keeps its type, and everything else that reads the source still works.
         loader.exec_module = execute_and_repair
         return spec
 
@@ -142,7 +142,7 @@ def origin() -> str:
 
 
 def served_ops() -> dict[str, str]:
-    """Tell which op of mmcv is served by what.
+    """Return what serves each op of mmcv.
 
     Returns:
         Name of the op in ``mmcv.ops`` to what computes it, for example ``{'nms': 'torchvision.ops.nms', ...}``.

@@ -1,4 +1,4 @@
-"""Looking up installed packages without ``pkg_resources`` and ``pkgutil.find_loader``.
+"""Looks up installed packages without ``pkg_resources`` and ``pkgutil.find_loader``.
 
 setuptools 82 removed ``pkg_resources`` and Python 3.14 removed ``pkgutil.find_loader``; mmengine 0.10.7 needs both,
 the first to resolve ``_base_ = 'mmdet::...'``. The forks published as ``onedl-*`` keep the import names but not the
@@ -34,7 +34,7 @@ def repair() -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a distribution or a module of this name is installed.
+    """Return whether a distribution or a module of this name is installed.
 
     Args:
         package: A distribution (``mmsegmentation``) or a module (``mmseg``). A distribution counts as installed
@@ -47,26 +47,26 @@ def is_installed(package: str) -> bool:
 
 
 def get_installed_path(package: str) -> str:
-    """Folder of the package that a distribution or module name stands for.
+    """Return the folder of the package that a distribution or module name stands for.
 
     Args:
         package: As in :func:`is_installed`.
 
     Raises:
         importlib.metadata.PackageNotFoundError: Nothing of this name is installed.
-        RuntimeError: The name is that of a namespace package, which has no one folder.
+        RuntimeError: The name is that of a namespace package, which has no single folder.
     """
     module = package if _find_spec(package) else package2module(package)
     spec = _find_spec(module)
     if spec is None:
         raise importlib.metadata.PackageNotFoundError(package)
     if spec.origin is None:
-        raise RuntimeError(f'{package} is a namespace package: it has no one folder; name a package inside it')
+        raise RuntimeError(f'{package} is a namespace package: it has no single folder; name a package inside it')
     return str(Path(spec.origin).parent)
 
 
 def package2module(package: str) -> str:
-    """Name of the first top-level module that a distribution provides.
+    """Return the name of the first top-level module that a distribution provides.
 
     Args:
         package: Name of a distribution, or of one whose module a fork provides.
@@ -86,7 +86,7 @@ def package2module(package: str) -> str:
 
 
 def mmcv_full_available() -> bool:
-    """Whether ``mmcv._ext`` can be imported: a compiled one, or the one that :mod:`dense.compat` serves."""
+    """Return whether ``mmcv._ext`` can be imported: a compiled one, or the one that :mod:`dense.compat` serves."""
     return _find_spec('mmcv') is not None and _find_spec('mmcv._ext') is not None
 
 
@@ -98,7 +98,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 
 def _find_spec(module: str) -> ModuleSpec | None:
-    # `find_spec` refuses a loaded module whose `__spec__` is None (a script, a hand-made stub) by ValueError.
+    # `find_spec` refuses a loaded module whose `__spec__` is None (a script, a hand-made stub) with a ValueError.
     loaded = sys.modules.get(module)
     if loaded is not None and getattr(loaded, '__spec__', None) is None:
         return None

@@ -9,7 +9,7 @@ FAMILY = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 
 
 def rebind(home: ModuleType, name: str, replacement: Callable[..., Any]) -> None:
-    """Put ``replacement`` in the place of ``home.name`` and of every copy that ``from ... import name`` has made.
+    """Replace ``home.name``, and every copy that ``from ... import name`` has made, with ``replacement``.
 
     Modules that are imported later take the replacement from ``home``. A second call changes nothing.
 

@@ -1,4 +1,4 @@
-"""Which packages and versions are supported, and the commands that install them.
+"""Lists the supported packages and versions, and the commands that install them.
 
 The OpenMMLab packages keep their bounds in pyproject.toml as well, because pip installs them from there; a test
 compares the two.
@@ -46,7 +46,7 @@ WITHOUT_DEPENDENCIES = ('cv2', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
 
 
 def install_command(module: str, family: str = 'openmmlab') -> str:
-    """The command that installs what provides ``module``, to be run in the folder of the clone if there is one.
+    """Return the command that installs what provides ``module``, to be run in the clone's folder if there is one.
 
     Args:
         module: A name of :data:`MODULES`.
@@ -61,7 +61,7 @@ def install_command(module: str, family: str = 'openmmlab') -> str:
 
 
 def install_extra(extra: str) -> str:
-    """The command that installs an extra of this project, to be run as :func:`install_command` says."""
+    """Return the command that installs an extra of this project, to be run as :func:`install_command` says."""
     return f'{python_pip()} install ' + (
         f"-c constraints.txt -e '.[{extra}]'" if IS_CLONE else f"'{DISTRIBUTION}[{extra}]'"
     )
@@ -78,7 +78,7 @@ def _install_beside_wheel(module: str, family: str) -> str:
 
 
 def python_pip() -> str:
-    """How pip of this Python is called, from the folder of the clone if there is one."""
+    """Return how to call this Python's pip, from the folder of the clone if there is one."""
     python = Path(sys.executable)
     inside = python.is_relative_to(PROJECT)
     return f'{python.relative_to(PROJECT) if inside else python} -m pip'

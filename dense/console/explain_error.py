@@ -1,4 +1,4 @@
-"""From an exception, wherever it arose, to a cause and a remedy of one line each."""
+"""Turns an exception, wherever it arose, into a cause and a remedy of one line each."""
 
 import difflib
 import errno
@@ -23,10 +23,10 @@ ONE_VALUE = 'Expected more than 1 value per channel when training'
 
 
 def explain(error: BaseException) -> tuple[str, str] | None:
-    """Return cause and remedy of an error that the user can mend, or None.
+    """Return the cause and the remedy of an error that the user can fix, or None.
 
     Args:
-        error: What was caught; the errors that it came from are looked at too.
+        error: The caught error; the errors that led to it are examined too.
     """
     chain = list(_chain(error))
     for one in chain:
@@ -117,7 +117,7 @@ def _unregistered(error: BaseException) -> tuple[str, str] | None:
     remedy = (
         f'did you mean {" or ".join(map(repr, near))}?'
         if near
-        else 'correct the name, or import its module by custom_imports'
+        else 'correct the name, or import its module with custom_imports'
     )
     return f'unknown {match["kind"]} type {match["name"]!r} in the config', remedy
 
@@ -127,7 +127,7 @@ def _disk(error: BaseException) -> tuple[str, str] | None:
         place = f' {error.filename}' if error.filename else ''
         return (
             f'cannot write{place}: {error.strerror}',
-            'free some space, change the rights, or choose another --work-dir',
+            'free some space, change the permissions, or choose another --work-dir',
         )
     return None
 
@@ -146,7 +146,7 @@ def _one_value(error: BaseException) -> tuple[str, str] | None:
     if not (isinstance(error, ValueError) and str(error).startswith(ONE_VALUE)):
         return None
     return (
-        'a batch norm got one value per channel and cannot norm it: a batch of one image was pooled to 1 x 1',
+        'a batch norm got one value per channel and cannot normalise it: a batch of one image was pooled to 1 x 1',
         'raise train_dataloader.batch_size, or use group norms: see "Small batches" in configs/README.md',
     )
 

@@ -1,4 +1,4 @@
-"""What the commands in ``tools/`` share: two lines for an error, and an exit status."""
+"""Runs the commands in ``tools/``: two lines for an error, and an exit status."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:
-    """Run a command; on an error write two lines to the standard error, the cause and how to mend it.
+    """Run a command; on an error write two lines to standard error: the cause and how to fix it.
 
     Args:
         command: What to run.
@@ -53,7 +53,7 @@ def _unexpected(error: Exception, log_dir: str | Path | None) -> tuple[str, str]
 
 def _save(text: str, log_dir: str | Path | None) -> Path:
     name = f'error-{time.strftime("%Y%m%d-%H%M%S")}.txt'
-    # The work dir may be what is wrong.
+    # The work dir itself may be the problem.
     with contextlib.suppress(OSError):
         if log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a person sees during a run: a few lines and a progress bar. Output of libraries goes to the log file."""
+"""Shows a person a few lines and a progress bar during a run. Output of libraries goes to the log file."""
 
 import io
 import logging

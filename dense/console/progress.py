@@ -1,4 +1,4 @@
-"""A progress bar with the remaining time; where the output is no terminal, a line now and then."""
+"""A progress bar with the remaining time, or an occasional line if the output is not a terminal."""
 
 import time
 from numbers import Real
@@ -17,10 +17,10 @@ LOSS_MEMORY = 0.9
 
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
-    """Show how far training, validation or testing is, how long it still takes, and the loss (a running mean).
+    """Show the progress of training, validation or testing, the time left, and the loss (a running mean).
 
     Args:
-        line_interval: Seconds between two lines where the output is no terminal.
+        line_interval: Seconds between two lines if the output is not a terminal.
     """
 
     priority = 'VERY_LOW'
@@ -46,7 +46,7 @@ class ProgressBarHook(Hook):
         self._train_bar = None
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Start a bar of the validation batches in the place of the training's."""
+        """Replace the training bar with one for the validation batches."""
         self._bar = self._start('validate', len(runner.val_dataloader))
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -55,7 +55,7 @@ class ProgressBarHook(Hook):
             self._bar.advance()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Show the metrics and go back to the training's bar."""
+        """Show the metrics and return to the training bar."""
         stop_progress()
         notice(f'after {runner.iter} steps: {summary(metrics or {})}')
         if self._train_bar is not None and runner.iter < runner.max_iters:
@@ -83,7 +83,7 @@ class ProgressBarHook(Hook):
 
 
 class _Bar:
-    """One bar; it forgets the time during which another one was shown."""
+    """One bar; it does not count the time during which another one is shown."""
 
     def __init__(self, name: str, total: int, done: int, line_interval: float) -> None:
         self.name, self.total, self.done = name, total, done
@@ -100,7 +100,7 @@ class _Bar:
         self._since = time.monotonic()
         if not console().is_terminal:
             return
-        # A new object each time: one that was stopped keeps counting the time in between.
+        # A new object each time: a stopped one keeps counting the time in between.
         self._progress = Progress(
             TextColumn('{task.description:<8}'), BarColumn(bar_width=30), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn('left'), TextColumn('{task.fields[loss]}'),

@@ -4,7 +4,7 @@ import io
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-# rich is imported where it draws: tools/doctor.py makes its page where no package need be installed.
+# rich is imported where it is used: tools/doctor.py must work without any installed package.
 
 _WIDEST = 10_000  # columns of the screen that rich draws on; no line is broken or cut
 
@@ -13,7 +13,7 @@ def plain(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None,
     """Return rows as aligned columns.
 
     Args:
-        rows: Cells, equally many in each.
+        rows: Cells, the same number in each row.
         header: Names of the columns.
         texts: Which columns are aligned to the left; the others, numbers, to the right.
     """
@@ -35,17 +35,17 @@ def plain(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None,
 
 
 def named_numbers(values: Mapping[str, float], *, digits: int = 4) -> str:
-    """Return lines of name and number.
+    """Return one line per name and number.
 
     Args:
         values: Name -> number.
-        digits: Behind the point.
+        digits: Digits after the decimal point.
     """
     return plain([[name, f'{value:.{digits}f}'] for name, value in values.items()])
 
 
 def named_texts(rows: Iterable[tuple[str, str]], width: int) -> str:
-    """Return names with their texts beside them, or below where the names take half of the width. No word is broken.
+    """Return names with their texts next to them, or below if the names take half of the width. No word is broken.
 
     Args:
         rows: Names and texts.
@@ -64,10 +64,10 @@ def named_texts(rows: Iterable[tuple[str, str]], width: int) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]], *, header: Sequence[str], texts: Collection[int] = (0,)) -> str:
-    """Return a Markdown table; its cells are not padded, so that a changed cell changes one line of a file.
+    """Return a Markdown table; its cells are not padded, so a changed cell changes one line of a file.
 
     Args:
-        rows: Cells, equally many in each; without ``|``.
+        rows: Cells, the same number in each row; without ``|``.
         header: Names of the columns.
         texts: As in :func:`plain`.
     """

@@ -1,1 +1,1 @@
-"""What is chosen to run fast without a GPU."""
+"""Settings for running fast without a GPU."""

@@ -1,14 +1,14 @@
-"""What the tools choose to compute faster on a CPU, where it was measured to pay, and how each choice is turned off.
+"""Settings that the tools choose to compute faster on a CPU, where measurements showed a gain, and how to undo each.
 
-| choice | in place of | turned off by |
+| choice | instead of | turned off by |
 |---|---|---|
 | lean MLP of a backbone that has one (:mod:`backbones.fast.lean_mlp`) | hidden maps that are held | ``--cfg-options model.backbone.lean_mlp=False`` |
 | 3 x 3 convolutions by Winograd's algorithm (:mod:`backbones.fast.winograd`), in testing too | sums over the window | ``--cfg-options winograd=False`` |
 | one pass of AdamW over all parameters | a loop with ten operations each | ``--cfg-options optim_wrapper.optimizer.fused=False`` |
-| freed memory is kept (:mod:`dense.cpu.allocator`) | memory mapped anew in every layer | ``DENSE_KEEP_MEMORY=0`` in the environment |
+| freed memory is kept (:mod:`dense.cpu.allocator`) | memory mapped again in every layer | ``DENSE_KEEP_MEMORY=0`` in the environment |
 | waiting threads sleep (``tools/_common.py``) | threads that spin | ``OMP_WAIT_POLICY=active`` in the environment |
 
-A config that says something itself is followed. The names of parameters and the contents of checkpoints stay the same.
+Values that a config sets itself are kept. The names of parameters and the contents of checkpoints stay the same.
 Maps stay in PyTorch's usual memory format: channels last was not faster in training on a CPU.
 """  # noqa: E501
 
@@ -29,7 +29,7 @@ _FUSED = ('AdamW',)  # optimizers of PyTorch whose fused form was measured
 
 
 def set_cpu_defaults(cfg: Config) -> None:
-    """Fill in what the config leaves open, in place; nothing where the run takes no CPU.
+    """Fill in what the config leaves open, in place; do nothing if the run does not use the CPU.
 
     Args:
         cfg: Config of a training run.
@@ -45,10 +45,10 @@ def set_cpu_defaults(cfg: Config) -> None:
 
 
 def apply_cpu_rewrites(model: nn.Module) -> None:
-    """Make of a built model what the tools train on a CPU, in place: lean MLPs and Winograd convolutions.
+    """Rewrite a built model for training on a CPU, in place: lean MLPs and Winograd convolutions.
 
     Args:
-        model: Any module. Its parameters and their names stay.
+        model: Any module. Its parameters and their names do not change.
     """
     for module in list(model.modules()):
         if isinstance(module, StagedBackbone) and 'lean_mlp' in _arguments(type(module)):
@@ -72,7 +72,7 @@ def compile_backbones(model: nn.Module, options: dict[str, Any]) -> list[str]:
         Their names.
 
     Raises:
-        UserError: There is none, or one checkpoints its activations, which cannot be compiled with it.
+        UserError: There is none, or one uses activation checkpointing, which cannot be compiled.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, DenseBackbone)}
     if not found:

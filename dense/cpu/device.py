@@ -25,7 +25,7 @@ def accelerator() -> str | None:
 
 
 def describe_device() -> str | None:
-    """Return what a person is told about where a run computes; None for a GPU of NVIDIA or AMD, which is expected."""
+    """Return a notice about where a run computes; None for a GPU of NVIDIA or AMD, which is expected."""
     device, seen = run_device(), accelerator()
     if device == 'cuda':
         return None
@@ -39,9 +39,9 @@ def describe_device() -> str | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Return whether the processor computes with bfloat16 numbers, by PyTorch's own question before it does so.
+    """Return whether the processor multiplies bfloat16 numbers, by the check that PyTorch itself makes first.
 
-    Where it says no, PyTorch adds up such products one by one.
+    If it does not, PyTorch adds up such products one by one.
     """
     # Absent where PyTorch was built without its library for CPUs.
     ask = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
@@ -54,5 +54,5 @@ def processor() -> str:
 
 
 def prepare_determinism() -> None:
-    """Give cuBLAS a workspace in which its results repeat; it reads the variable when CUDA starts."""
+    """Give cuBLAS a workspace that makes its results repeatable; it reads the variable when CUDA starts."""
     os.environ.setdefault(CUBLAS, ':4096:8')

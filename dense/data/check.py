@@ -20,7 +20,7 @@ def check_paths(inputs: RunInputs) -> None:
         inputs: What the run reads.
 
     Raises:
-        UserError: One does not exist.
+        UserError: One of them does not exist.
     """
     for dataset in inputs.datasets:
         place = f'{dataset.split}_dataloader.dataset'
@@ -48,10 +48,10 @@ def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
 
     Args:
         inputs: What the run reads; ``num_classes`` in the configs of its heads is set in place. The first data set
-            counts, the others must agree with it.
+            decides, the others must agree with it.
 
     Returns:
-        The names that replaced another number in a head, so that the user can be told; empty if none did.
+        The class names if they changed a head's number of classes, so that the user can be told; else empty.
 
     Raises:
         UserError: The data sets, or a data set and a head, disagree.
@@ -128,7 +128,7 @@ def _check_annotation(dataset: DatasetConfig, names: tuple[str, ...]) -> None:
         raise UserError(
             f'{source} names {len(found)} classes ({_listed(found)}); the config expects {len(names)} '
             f'({_listed(names)}), in this order',
-            'use a config for own data (its name ends in own-...), or list the classes in metainfo and num_classes',
+            'use a config for your own data (named own-...), or set metainfo.classes and num_classes to match',
         )
 
 
@@ -143,7 +143,7 @@ def coco_categories(path: Path) -> tuple[str, ...]:
         path: The file.
 
     Raises:
-        UserError: The file is no COCO annotation.
+        UserError: The file is not a COCO annotation.
     """
     with path.open('rb') as file:
         if os.fstat(file.fileno()).st_size == 0:
@@ -157,7 +157,7 @@ def coco_categories(path: Path) -> tuple[str, ...]:
         categories = json.loads(part)
         return tuple(str(category['name']) for category in categories)
     except (ValueError, TypeError, KeyError):
-        # Nested lists (keypoint categories) or an unusual order: the whole file tells.
+        # Nested lists (keypoint categories) or an unusual order: read the whole file.
         return read_coco_classes(path)
 
 
@@ -168,7 +168,7 @@ def check_files(dataset: Any) -> None:
         dataset: The data set, or a wrapper that passes on ``get_data_info``.
 
     Raises:
-        UserError: Files are missing; names the first ones and their number.
+        UserError: Files are missing; the message names the first ones and their number.
     """
     if not hasattr(dataset, 'get_data_info'):
         return

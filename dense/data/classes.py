@@ -1,6 +1,6 @@
 """The class names of your own data, read from the data itself.
 
-Two layouts say them: a COCO annotation file in its categories, a folder in ADE20K layout in its ``classes.json``.
+Two layouts name them: a COCO annotation file in its categories, a folder in ADE20K layout in its ``classes.json``.
 This module needs neither mmdet nor mmseg; the data sets in ``coco_folder.py`` and ``seg_folder.py`` call it.
 """
 
@@ -42,7 +42,7 @@ def read_folder_classes(data_root: str | Path) -> LabelClasses:
         data_root: Folder that holds the file.
 
     Raises:
-        UserError: No such file, another form, a gap between the values or a name that occurs twice.
+        UserError: There is no such file, it has another form, the values have a gap or a name occurs twice.
     """
     path = Path(data_root) / CLASSES_FILE
     entries = _read_json(path, 'write the class names into it, for example ["cat", "dog"] for the label values 1 and 2')
@@ -73,7 +73,7 @@ def read_coco_classes(ann_file: str | Path) -> tuple[str, ...]:
         ann_file: JSON file with the key ``categories``.
 
     Raises:
-        UserError: No such file, no categories or a name that occurs twice.
+        UserError: There is no such file, it has no categories or a name occurs twice.
     """
     path = Path(ann_file)
     content = _read_json(path, 'name the folder that holds it with --data-root')

@@ -1,4 +1,4 @@
-"""Finding the data sets and the heads in a config."""
+"""Finds the data sets and the heads in a config."""
 
 from collections.abc import Iterator
 from typing import Any

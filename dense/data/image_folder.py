@@ -112,7 +112,7 @@ def _read_titles(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(titles.get(name, name)).split(',')[0] for name in classes)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f'{path} is no JSON object from folder to name',
+            f'{path} is not a JSON object from folder to name',
             'write for example {"n02123045": "tabby cat"}, or remove it',
         ) from error
 

@@ -1,4 +1,4 @@
-"""Loading samples and naming the file that is to blame: an unreadable image, a label that the model does not know."""
+"""Loads samples and names the file at fault: an unreadable image, a label that the model does not know."""
 
 import copy
 from multiprocessing import SimpleQueue
@@ -29,8 +29,8 @@ def limit_threads(worker_id: int) -> None:
 class CheckedDataset(DatasetView):
     """A data set that names the file when a sample cannot be used.
 
-    In training an unreadable file is reported (:meth:`take_reports`) and another sample takes its place; in testing
-    it is an error, because a metric over fewer images would be another metric.
+    In training an unreadable file is reported (:meth:`take_reports`) and replaced by another sample; in testing
+    it is an error, because a metric over fewer images would be a different metric.
 
     Args:
         dataset: The data set's config, or the data set.
@@ -46,12 +46,12 @@ class CheckedDataset(DatasetView):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """The data set's, with COCO's category ids of its classes: checkpoints keep it, and predictions name them."""
+        """The data set's metainfo with COCO's category ids: checkpoints store it, and predictions use the ids."""
         ids = getattr(self.dataset, 'cat_ids', None)
         return dict(self.dataset.metainfo, **({} if ids is None else {'category_ids': list(ids)}))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'CheckedDataset':
-        # The queue joins this process and its loading processes; a copy has its own.
+        # The queue connects this process with its loading processes; a copy has its own.
         return type(self)(copy.deepcopy(self.dataset, memo), self.num_classes, self.test_mode)
 
     def __getitem__(self, index: int) -> Any:
@@ -88,7 +88,7 @@ class CheckedDataset(DatasetView):
         self._reports.put(path)
 
     def _unreadable_file(self, index: int) -> str | None:
-        if not hasattr(self.dataset, 'get_data_info'):  # nobody knows which file it was
+        if not hasattr(self.dataset, 'get_data_info'):  # the file is unknown
             return None
         info = self.dataset.get_data_info(index)
         paths = [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
@@ -147,7 +147,7 @@ def _reason(path: str) -> str | None:
         return 'there is no such file'
     if Path(path).stat().st_size == 0:
         return 'the file is empty'
-    # OpenCV's JPEG reader prints its complaints, so Pillow is asked first.
+    # OpenCV's JPEG reader prints its complaints, so Pillow comes first.
     return None if _pillow_reads(path) or cv2.imread(path) is not None else 'it is not an image, or it is damaged'
 
 

@@ -1,4 +1,4 @@
-"""Pointing a config at another copy of its data."""
+"""Points a config at another copy of its data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +25,14 @@ def replace_data_root(cfg: Config, root: str) -> None:
     roots = _roots(cfg)
     if len(roots) != 1:
         raise UserError(
-            f'--data-root replaces one data root, and the config has {len(roots)}: {", ".join(roots) or "none"}',
+            f'--data-root replaces one data root, but the config has {len(roots)}: {", ".join(roots) or "none"}',
             'set each with --cfg-options, for example train_dataloader.dataset.data_root=FOLDER',
         )
     _move(cfg, roots[0], root)
 
 
 def find_data(cfg: Config, project: Path) -> None:
-    """Make data roots absolute that exist in the project but not in the current folder, in place.
+    """Make those data roots absolute that exist in the project but not in the current folder, in place.
 
     Args:
         cfg: Config of a run.

@@ -1,11 +1,11 @@
-"""Masks as COCO stores them: run lengths, down one column after the other, the first run one of zeros."""
+"""Masks as COCO stores them: run lengths, column by column, starting with a run of zeros."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BITS = 5  # of a number in each character; the sixth says that more follow
+_BITS = 5  # of a number in each character; the sixth bit means that more follow
 _FIRST = 48  # the character of a zero
 
 
@@ -23,14 +23,14 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def _text(lengths: list[int]) -> str:
-    """Write each length from the third on as the difference to the last but one, in two's complement, lowest first."""
+    """Write each length (from the third on, its difference from the last but one) in two's complement, lowest first."""
     characters = []
     for at, length in enumerate(lengths):
         value, is_last = length - lengths[at - 2] if at > 2 else length, False
         while not is_last:
             low = value & ((1 << _BITS) - 1)
             value >>= _BITS
-            # The highest bit written says the sign of the whole.
+            # The highest bit written is the sign of the number.
             is_last = value == (-1 if low & (1 << (_BITS - 1)) else 0)
             characters.append(chr(_FIRST + (low if is_last else low | 1 << _BITS)))
     return ''.join(characters)

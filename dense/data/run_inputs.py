@@ -17,7 +17,7 @@ class DatasetConfig:
     Attributes:
         split: ``'train'``, ``'val'`` or ``'test'``.
         config: Part of the run's config, not a copy.
-        kind: The class that it names, or None if that is unknown.
+        kind: The class that it names, or None if unknown.
     """
 
     split: str
@@ -56,7 +56,7 @@ class HeadConfig:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes; None if the data is to say it."""
+        """Number of classes; None if the data determines it."""
         return self.config['num_classes']
 
 
@@ -90,8 +90,8 @@ class RunInputs:
 
         Args:
             cfg: Config of a run.
-            splits: Which data sets to look at.
-            start: Where the run starts; at its beginning by default.
+            splits: Which data sets to read.
+            start: Where the run starts; by default at its beginning.
         """
         scope = cfg.get('default_scope')
         datasets = [

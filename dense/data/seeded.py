@@ -1,4 +1,4 @@
-"""Which samples a training step sees, and with which random augmentation: fixed by the seed and the step alone."""
+"""Chooses the samples of a training step and their random augmentation by the seed and the step alone."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ class Draw(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class SeededBatchSampler:
-    """Batches of another sampler, each index with the number of its draw, starting at any step of the run.
+    """Yields the batches of another sampler, with the number of each draw, starting at any step of the run.
 
     Args:
         sampler: Order of the samples; shuffled by its own seed and epoch.
         batch_size: Samples per batch and process.
-        inner: Config of another batch sampler that groups the samples; plain groups in the sampler's order if None.
+        inner: Config of another batch sampler that groups the samples; if None, plain groups in the sampler's order.
         drop_last: Without ``inner``: leave out a last batch that is not full.
         start_epoch: Epoch in which the run continues; 0 in a run that counts only iterations.
         start_iter: Steps already made.
@@ -61,14 +61,14 @@ class SeededBatchSampler:
         return len(self.inner)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yield the batches of one epoch, or of endless ones where the sampler never ends."""
+        """Yield the batches of one epoch, or batches without end if the sampler never ends."""
         while True:
             is_empty = True
             for batch in self._epoch_from_step():
                 is_empty = False
                 yield batch
             self.epoch += 1
-            # A resumed run may have to skip whole epochs; a data set without a single batch must not loop for ever.
+            # A resumed run may have to skip whole epochs; a data set without any batch must not loop forever.
             if not is_empty or self._to_skip == 0:
                 return
 

@@ -19,8 +19,8 @@ class DatasetView:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        # `dataset` itself is asked for here only while an object is being unpickled and still empty. How to copy or
-        # pickle the inner data set is not how to copy the wrapper.
+        # `dataset` itself is looked up here only while an object is being unpickled and is still empty. The methods
+        # that copy or pickle the inner data set do not suit the wrapper.
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)

@@ -1,6 +1,6 @@
-"""Pretraining of a backbone as a classifier on folders of pictures.
+"""Pretrains a backbone as a classifier on folders of pictures.
 
-Minutes instead of days, for data as small as the generated crops: enough to start a detector or a segmenter from
+It takes minutes, not days, on data as small as the generated crops: enough to start a detector or a segmenter from
 features that know the classes, loaded like any published weights by ``init_cfg=dict(type='Pretrained', ...)``.
 
 Legend: N images in a batch, S side of an image in pixels.
@@ -29,7 +29,7 @@ class Pretrained:
 
     Attributes:
         checkpoint: File with the backbone's weights.
-        accuracy: Share of right answers on the held-out pictures, 0..1.
+        accuracy: Share of correct answers on the held-out pictures, 0..1.
     """
 
     checkpoint: Path
@@ -37,7 +37,7 @@ class Pretrained:
 
 
 def read_folders(root: str | Path) -> tuple[Tensor, Tensor]:
-    """Read square pictures of one size from ``root/<class>/*.jpg``; classes count in the order of their names.
+    """Read square pictures of one size from ``root/<class>/*.jpg``; classes are numbered in the order of their names.
 
     Returns:
         Images ``(N, 3, S, S)``, normalised RGB, and their classes ``(N,)``.
@@ -71,7 +71,7 @@ def pretrain(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Pretrained:
-    """Train a backbone to name single objects and save its weights without the classifier.
+    """Train a backbone to classify single objects, and save its weights without the classifier.
 
     Every tenth picture is held out to measure the accuracy.
 
@@ -82,7 +82,7 @@ def pretrain(
         steps: Batches to train on.
         batch_size: Pictures in a batch.
         lr: Highest learning rate of AdamW, reached after a third of the steps (one cycle).
-        seed: Of the order and the flips.
+        seed: Seed of the order and the flips.
         on_step: Called after each step with the number of steps done and the loss.
     """
     images, labels = read_folders(root)

@@ -28,7 +28,7 @@ MASK_RCNN = 'configs/mini/mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160.py'
 UPERNET = 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py'
 
 _PRETRAIN_STEPS = 160
-_MARK = '.demo'  # Says that a folder is the demo's own, so that a later run may empty it.
+_MARK = '.demo'  # Marks a folder as the demo's own, which a later run may empty.
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Part:
         title: Its name in the output.
         config: Leaf config, relative to the project.
         folder: Its folder below the demo's.
-        bars: Metric of the evaluator -> name in the table, what the metric is divided by to lie in 0..1, bar.
+        bars: Metric of the evaluator -> name in the table, divisor that brings the metric to 0..1, bar.
     """
 
     title: str
@@ -84,13 +84,13 @@ def run_demo(work_dir: str | Path, *, seed: int = 0) -> list[Score]:
 
     Args:
         work_dir: Folder for everything; what an earlier demo left there is removed.
-        seed: Of the data and of the trainings.
+        seed: Seed of the data and of both trainings.
 
     Returns:
-        The scores, whether their bars are reached or not.
+        The scores, whether or not they reach their bars.
 
     Raises:
-        UserError: The folder holds something else, or cannot be written.
+        UserError: The folder holds other files, or cannot be written.
     """
     start, root = time.monotonic(), _fresh_folder(Path(work_dir))
     _headline(1, 'writing the scenes')
@@ -109,15 +109,15 @@ def run_demo(work_dir: str | Path, *, seed: int = 0) -> list[Score]:
 
 
 def _fresh_folder(root: Path) -> Path:
-    """Make the demo's folder, emptied if it is one of an earlier demo.
+    """Make the demo's folder; the folder of an earlier demo is emptied.
 
     Raises:
-        UserError: It is not empty and not a demo's.
+        UserError: It is not empty and not from a demo.
     """
     if root.exists() and not (root / _MARK).is_file() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(
-            f'{root} holds something that is not a demo and would be removed',
-            'name another folder with --work-dir',
+            f'{root} holds files that are not from a demo and would be removed',
+            'use another folder with --work-dir',
         )
     try:
         if root.exists():
@@ -125,7 +125,7 @@ def _fresh_folder(root: Path) -> Path:
         root.mkdir(parents=True)
         (root / _MARK).touch()
     except OSError as error:
-        raise UserError(f'cannot write into {root}: {error.strerror}', 'name another folder with --work-dir') from error
+        raise UserError(f'cannot write into {root}: {error.strerror}', 'use another folder with --work-dir') from error
     return root
 
 
@@ -155,10 +155,10 @@ def _train_and_test(part: Part, root: Path, weights: Path, seed: int) -> list[Sc
 
 
 def demo_config(part: Part, root: Path, weights: Path, seed: int) -> Config:
-    """Read a part's leaf and let its backbone start from the pretrained weights."""
+    """Read a part's leaf config and start its backbone from the pretrained weights."""
     cfg = load_config(part.config, work_dir=root / part.folder, data_root=root / 'data', seed=seed)
     cfg.model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=str(weights))
-    # The test that follows reads the checkpoint back; a validation of the same weights would only take time.
+    # The test afterwards reads the checkpoint back; validating the same weights would only take time.
     cfg.train_cfg.val_begin = cfg.train_cfg.max_iters + 1
     return cfg
 

@@ -1,1 +1,1 @@
-"""From a config to a trained and tested model."""
+"""Turns a config into a trained and tested model."""

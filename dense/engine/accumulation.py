@@ -1,4 +1,4 @@
-"""Checkpoints between two updates: the gradients gathered so far go along."""
+"""Stores the gradients gathered so far in checkpoints between two updates."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +16,10 @@ KEY = 'accumulation'
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Store and restore the gradients of an update that is not complete, so that a run can stop between two updates.
+    """Store and restore the gradients of an incomplete update, so that a run can stop between two updates.
 
-    With ``accumulative_counts`` above 1 several steps make one update. A checkpoint after a step inside holds, for
-    each process, the gradients of the steps before it under the key ``accumulation``; at the end of an update, nothing.
+    With ``accumulative_counts`` above 1 several steps make one update. A checkpoint within an update holds the
+    gradients of its earlier steps, for each process, under the key ``accumulation``; one at its end holds none.
     """
 
     priority = 'VERY_HIGH'
@@ -33,11 +33,11 @@ class AccumulationHook(Hook):
             checkpoint[KEY] = runner.open_update
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Keep the gradients until the optimizer stands where they belong."""
+        """Keep the gradients until the optimizer is restored, too."""
         self._states = checkpoint.pop(KEY, None)
 
     def before_train(self, runner: Any) -> None:
-        """Put the gradients back.
+        """Restore the gradients.
 
         Raises:
             UserError: The checkpoint does not hold them, or holds those of other settings.
@@ -55,7 +55,7 @@ class AccumulationHook(Hook):
 
 
 def gather_open_update(runner: Any) -> list[dict[str, Any]] | None:
-    """Return what each process has gathered for an update that is not complete. Every process must call it.
+    """Return what each process has gathered for an incomplete update. Every process must call it.
 
     Args:
         runner: With its optimizer.
@@ -100,7 +100,7 @@ def _restore(runner: Any, wrapper: OptimWrapper, state: dict[str, Any] | None) -
 def _check_no_update_is_open(runner: Any) -> None:
     for _, wrapper in _wrappers(runner):
         counts = wrapper._accumulative_counts
-        # Several optimizers count for themselves, and say nothing before their first step.
+        # Several optimizers each keep their own count, and report nothing before their first step.
         if runner.iter % counts != 0 and runner.iter < runner.max_iters:
             raise UserError(
                 f'the checkpoint was saved after {runner.iter} steps, inside an update of {counts}, without the '

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, whenever the process is killed."""
+"""Writes files completely or not at all, even if the process is killed."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend, register_backend
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to delete a file that a process has open
+except ImportError:  # Windows, which refuses to delete a file that is open in a process
     fcntl = None  # type: ignore[assignment]
 
 ATOMIC = 'atomic'
@@ -21,22 +21,22 @@ ATOMIC = 'atomic'
 
 @register_backend(ATOMIC, force=True)
 class AtomicBackend(LocalBackend):
-    """Local files that are either the old ones or complete new ones, and are removed only once a new one is there.
+    """Local files that are either old or complete new ones, and are removed only once a new one exists.
 
     Args:
         waiting: Paths to remove after the next write. MMEngine makes a backend for every write, so the owner of a run's
-            files hands the same list to all of them; nobody else's files are in it.
+            files passes the same list to all of them; it contains only that run's files.
     """
 
     def __init__(self, waiting: list[str] | None = None) -> None:
         self.waiting = [] if waiting is None else waiting
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write a file beside its place, force it to the disk, move it into its place, then remove what waits.
+        """Write a file next to its destination, flush it to disk, move it into place, then remove the waiting files.
 
         Args:
             obj: Content of the file.
-            filepath: Its place; the folder is made if it is missing.
+            filepath: Its destination; the folder is created if missing.
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class AtomicBackend(LocalBackend):
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
-                file.close()  # Windows moves no open file
+                file.close()  # Windows cannot move an open file
             os.replace(file.name, path)
         _sync_folder(path.parent)
         waiting, self.waiting[:] = list(self.waiting), []
@@ -64,11 +64,11 @@ class AtomicBackend(LocalBackend):
 
 @contextmanager
 def _scratch_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing, locked as long as this process lives; it is gone afterwards, if it was not moved."""
+    """Open a file for writing, locked as long as this process lives; it is deleted afterwards unless it was moved."""
     while True:
         with path.open('wb') as file:
             _lock(file, wait=True)
-            # Before it was locked, somebody who sweeps may have taken it for the file of a dead process.
+            # Before it was locked, a sweep may have mistaken it for the file of a dead process.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 try:
                     yield file
@@ -85,7 +85,7 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody else has it, or the file system knows no locks
+    except OSError:  # another process has it, or the file system has no locks
         return False
     return True
 
@@ -93,8 +93,8 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
 def sweep(folder: str | Path) -> list[Path]:
     """Remove the half-written files that killed processes of this machine left in a folder.
 
-    A file of a process that lives is locked and stays, whatever its number; so do files of other machines, whose locks
-    cannot be seen on every network drive.
+    The file of a living process is locked and stays, whatever its number; so do the files of other machines, whose
+    locks are not visible on every network drive.
 
     Args:
         folder: Where an :class:`AtomicBackend` writes.
@@ -106,7 +106,7 @@ def sweep(folder: str | Path) -> list[Path]:
     for path in Path(folder).glob(f'*.{_host()}-*.tmp'):
         if re.fullmatch(rf'.+\.{re.escape(_host())}-\d+\.tmp', path.name) is None or not path.is_file():
             continue
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # swept by somebody else; somebody else's rights
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # swept by another process; no permission
             if _remove_unlocked(path):
                 removed.append(path)
     return removed
@@ -127,7 +127,7 @@ def _host() -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it a power cut may take the new name back. Windows cannot open folders and needs nothing of the kind.
+    # Without this a power cut may undo the renaming. Windows cannot open folders and does not need it.
     if os.name == 'posix':
         descriptor = os.open(folder, os.O_RDONLY)
         try:

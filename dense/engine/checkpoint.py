@@ -1,4 +1,4 @@
-"""Checkpoints that any strict reader opens, and that fit the model before anything of them is loaded."""
+"""Writes checkpoints that any strict reader opens, and checks that they fit the model before anything is loaded."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_train(self, runner: Any) -> None:
-        """Choose the folder and how files are written, and remove what killed runs left half-written there."""
+        """Choose the folder and how files are written, and remove half-written files that killed runs left there."""
         self.backend_args: dict[str, Any] | None
         is_local = self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir)
         if is_local:
@@ -54,7 +54,7 @@ def to_plain(value: Any) -> Any:
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         items = [to_plain(item) for item in value]
-        # A reader that runs no code knows no class but these; what the names of a NamedTuple meant goes to its order.
+        # A reader that runs no code knows only these classes; a NamedTuple loses its names and keeps its order.
         return tuple(items) if isinstance(value, tuple) else items
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
@@ -70,11 +70,11 @@ def from_plain(value: Any) -> Any:
 
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
-    """Refuse a checkpoint that does not fit the model, before anything of it is loaded.
+    """Refuse a checkpoint that does not fit the model, before any of it is loaded.
 
     Args:
-        fine_tune: The weights are only a start: parameters that the checkpoint lacks, or has in another shape, keep
-            their initial values and are counted in a notice. Otherwise every tensor must match.
+        fine_tune: The weights are only a starting point: parameters that the checkpoint lacks, or has in another shape,
+            keep their initial values and are counted in a notice. Otherwise every tensor must match.
     """
 
     priority = 'VERY_HIGH'
@@ -85,7 +85,7 @@ class CheckpointMatchHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Compare names and shapes."""
         model = getattr(runner.model, 'module', runner.model)
-        if hasattr(model, 'convert_checkpoint'):  # a classifier also takes its authors' files
+        if hasattr(model, 'convert_checkpoint'):  # a classifier also accepts its authors' files
             checkpoint['state_dict'] = model.convert_checkpoint(checkpoint)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = checkpoint.get('state_dict', checkpoint)

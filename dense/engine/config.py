@@ -35,19 +35,19 @@ def load_config(
         path: Config file; see :func:`dense.project.find_config`.
         work_dir: Where logs and checkpoints go; by default ``work_dirs/<config name>`` of the clone, or below the
             current folder where there is no clone.
-        data_root: Root of the data, in place of the one that the config names.
+        data_root: Root of the data, instead of the one in the config.
         options: Config keys in dotted form and their new values.
-        resume: ``'auto'`` continues the newest checkpoint of ``work_dir``; otherwise a checkpoint file to continue.
+        resume: ``'auto'`` continues from the newest checkpoint of ``work_dir``; otherwise a checkpoint file to use.
         load_from: Checkpoint file whose weights training starts from.
-        amp: Train in mixed precision; refused on a CPU without bfloat16, unless the config names ``dtype``.
+        amp: Train in mixed precision; refused on a CPU without bfloat16, unless the config sets ``dtype``.
         compiled: Compile the backbone; a config's own ``compile`` (arguments of ``torch.compile``) is kept.
-        auto_scale_lr: Scale the learning rate with the images per step, from the number that the config was made for.
+        auto_scale_lr: Scale the learning rate with the images per step, relative to the config's own number.
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
         seed: Seed of every random number; by default that of the resumed run, of the config, or else 0.
         deterministic: Use deterministic algorithms even where they are slower.
 
     Raises:
-        UserError: The file, a key or a checkpoint does not exist, or the config does not tell its images per step.
+        UserError: The file, a key or a checkpoint does not exist, or the config does not state its images per step.
     """
     cfg = read_config(path)
     _set_options(cfg, options or {})
@@ -79,7 +79,7 @@ def read_config(path: str | Path) -> Config:
 def _set_options(cfg: Config, options: Mapping[str, Any]) -> None:
     check_options(cfg, options)
     apply_options(cfg, options)
-    if options:  # what was set by hand outranks the data, and should be seen in the logs and checkpoints of the run
+    if options:  # what was set by hand outranks the data, and should appear in the logs and checkpoints of the run
         cfg.cfg_options = {**(cfg.get('cfg_options') or {}), **options}
 
 
@@ -129,7 +129,7 @@ def _read(path: Path) -> Config:
     except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
         raise UserError(
             f'cannot read the config {path}: {type(error).__name__}: {error}',
-            'correct the file; see configs/ for others',
+            'correct the file; see configs/ for examples',
         ) from error
-    # The text of the config goes into the log and every checkpoint; prettifying it takes a second each time.
+    # The text of the config goes into the log and every checkpoint; formatting it takes a second each time.
     return Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)

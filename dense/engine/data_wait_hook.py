@@ -14,7 +14,7 @@ from dense.cpu.cores import usable_cores
 class DataWaitHook(Hook):
     """Say once per run that loading data takes a large share of each step, and what to do about it.
 
-    The time is this hook's own: MMEngine's ``data_time`` also holds what validation and saving take before a step.
+    The hook measures the time itself: MMEngine's ``data_time`` also includes validation and saving before a step.
 
     Args:
         warm_up: Steps that do not count: the loading processes start, and kernels are chosen.
@@ -22,7 +22,7 @@ class DataWaitHook(Hook):
         limit: Share of the time, 0 to 1, above which loading is too slow.
     """
 
-    priority = 'LOWEST'  # what other hooks do after a step is not waiting for data
+    priority = 'LOWEST'  # runs last: what other hooks do after a step is not waiting for data
 
     def __init__(self, warm_up: int = 50, window: int = 50, limit: float = 0.2) -> None:
         self.warm_up = warm_up
@@ -30,7 +30,7 @@ class DataWaitHook(Hook):
         self.limit = limit
         self._since = 0.0  # when the wait for data, and then the step, began
         self._steps = 0
-        self._loading = self._working = 0.0  # seconds in the present window
+        self._loading = self._working = 0.0  # seconds in the current window
         self._has_spoken = False
 
     def before_train(self, runner: Any) -> None:
@@ -79,7 +79,7 @@ def advise_num_workers(num_workers: int, cores: int) -> str:
     """Return what to do about slow loading.
 
     Args:
-        num_workers: Processes that load data at present.
+        num_workers: Current number of processes that load data.
         cores: Number of processor cores; more processes than cores do not help.
     """
     more = min(max(2, 2 * num_workers), cores)

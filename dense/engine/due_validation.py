@@ -1,4 +1,4 @@
-"""The validation that a stopped run still owed, where something in the training hangs on it."""
+"""Makes up for the validation that a stopped run missed, if something in the training depends on it."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ KEY = 'early_stopping'
 
 @HOOKS.register_module()
 class DueValidationHook(Hook):
-    """Validate before the first step of a resumed run, where the checkpoint was saved just before a validation.
+    """Validate before the first step of a resumed run if the checkpoint was saved just before a validation.
 
     A loop saves before it validates. Learning rates that fall when a metric does not rise, the best score and early
-    stopping would never hear of that validation. Where none of them is used, it is not made up for.
+    stopping would never see the result of that validation. If none of them is used, the validation is skipped.
     """
 
     priority = 'LOWEST'
@@ -25,11 +25,11 @@ class DueValidationHook(Hook):
         self._was_validated = False
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Note that a checkpoint that is saved now knows the metrics."""
+        """Note that a checkpoint saved now includes the metrics."""
         self._is_validating = True
 
     def after_val(self, runner: Any) -> None:
-        """Note that the next checkpoint is one of the training's."""
+        """Note that the next checkpoint is saved during training."""
         self._is_validating = False
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -48,7 +48,7 @@ class DueValidationHook(Hook):
                 hook.wait_count, hook.best_score = count, score
 
     def before_train(self, runner: Any) -> None:
-        """Validate, if it is due."""
+        """Validate if it is due."""
         if runner.iter > 0 and not self._was_validated and _hangs_on_metrics(runner) and _is_due(runner):
             runner.logger.info(f'the validation after {runner.iter} steps comes first')
             runner.val_loop.run()

@@ -45,8 +45,8 @@ class _PlacedBatches:
 
     Args:
         batches: The loop's own iterator.
-        count: Number of steps that the loop skips: by ``skip_iter`` where its iterator has it, or else by drawing as
-            many batches, which are never looked at and may be ``None``.
+        count: Number of steps that the loop skips: by ``skip_iter`` if its iterator has it, or else by drawing as
+            many batches, which are never used and may be ``None``.
     """
 
     def __init__(self, batches: Iterator[Any], count: int) -> None:
@@ -68,7 +68,7 @@ class _PlacedBatches:
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at the first loss that is not finite, before a checkpoint of it is written."""
+    """Stop at the first loss that is not finite, before a checkpoint with it is written."""
 
     priority = 'VERY_HIGH'
 
@@ -76,7 +76,7 @@ class FiniteLossHook(Hook):
         """Check the losses of the step.
 
         Raises:
-            UserError: A loss is NaN or infinite; names the step, the losses and the images.
+            UserError: A loss is NaN or infinite; the message names the step, the losses and the images.
         """
         losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
         tensors = [torch.as_tensor(value).detach().float().mean() for value in losses.values()]

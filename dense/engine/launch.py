@@ -1,4 +1,4 @@
-"""From a config to a trained and tested model: what the commands in ``tools/`` and the demo call.
+"""Trains and tests the model of a config; the commands in ``tools/`` and the demo call it.
 
 >>> cfg = load_config('configs/mask_rcnn/mask-rcnn_inceptionnext-a_fpn_1x_coco.py', data_root='data/coco')
 >>> runner = train(cfg)
@@ -39,7 +39,7 @@ def train(cfg: Config) -> Runner:
         cfg: From :func:`load_config`.
 
     Raises:
-        UserError: Something that the user can mend, found before the first step where possible.
+        UserError: There is something that the user can fix, found before the first step where possible.
     """
     cfg = copy.deepcopy(cfg)
     with quiet_libraries():
@@ -75,7 +75,7 @@ def test(
         Metric name -> value, as the evaluators report them.
 
     Raises:
-        UserError: Something that the user can mend.
+        UserError: There is something that the user can fix.
     """
     cfg = copy.deepcopy(cfg)
     if not Path(checkpoint).is_file():
@@ -108,7 +108,7 @@ def check_work_dir(work_dir: str) -> None:
     Raises:
         UserError: They cannot.
     """
-    remedy = 'choose another folder with --work-dir, or change its rights'
+    remedy = 'choose another folder with --work-dir, or change its permissions'
     probe = Path(work_dir) / f'.writable-{os.getpid()}'
     try:
         Path(work_dir).mkdir(parents=True, exist_ok=True)
@@ -120,14 +120,14 @@ def check_work_dir(work_dir: str) -> None:
 
 @functools.cache
 def say_device() -> None:
-    """Say where the run computes, if not on a GPU of the usual kind; once in a process."""
+    """Say where the run computes, if not on a GPU of the usual kind; once per process."""
     text = describe_device()
     if text is not None:
         notice(text)
 
 
 def _build_runner(cfg: Config) -> Runner:
-    # MMEngine keeps log, message hub and visualizer under this name: two runs of a process must not share it.
+    # MMEngine keeps log, message hub and visualizer under this name: two runs in one process must not share it.
     cfg.experiment_name = f'{Path(cfg.filename or "run").stem}-{next(_run_number)}'
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)

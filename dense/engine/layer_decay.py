@@ -1,7 +1,7 @@
 """Learning rates that fall towards the input: the deeper a pretrained layer, the more of the full rate it gets.
 
 ConvNeXt's fine-tuning recipe (https://github.com/facebookresearch/ConvNeXt) for every backbone that says how deep its
-parameters lie. MMDetection's and MMSegmentation's own constructors know ConvNeXt's module names only.
+parameters are. MMDetection's and MMSegmentation's own constructors know ConvNeXt's module names only.
 """
 
 import math
@@ -27,11 +27,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The stem is layer 0; output norms, neck and heads are layer ``num_layers + 1`` and get the full rate. Between them
 
-    - ``layer_wise``: the d-th of D blocks is in layer ``ceil(d * num_layers / D)``, and a downsampling in that of the
-      block after it. With ``num_layers = D / 3`` these are the groups of three blocks that ConvNeXt was published with.
+    - ``layer_wise``: the d-th of D blocks is in layer ``ceil(d * num_layers / D)``, and a downsampling in the layer of
+      the next block. With ``num_layers = D / 3`` these are the groups of three blocks that ConvNeXt was published with.
     - ``stage_wise``: the blocks of stage i, counted from 0, are in layer ``i + 1``, all downsamplings in layer 0.
 
-    Weight decay spares what is one-dimensional (norms, layer scale) and all biases. Frozen parameters are left out.
+    One-dimensional parameters (norms, layer scale) and all biases get no weight decay. Frozen parameters are left out.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper; ``optimizer.lr`` is needed.
@@ -55,12 +55,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         Args:
             params: The groups so far; changed in place.
-            module: A model whose ``backbone`` says how deep its parameters lie.
+            module: A model whose ``backbone`` says how deep its parameters are.
             prefix: Unused; the whole model is handled at once.
             is_dcn_module: Unused.
 
         Raises:
-            UserError: The backbone does not say it, or it has more stages than there are layers.
+            UserError: The backbone does not say so, or it has more stages than there are layers.
         """
         layer_of, num_layers = self._read_depths(module)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -75,7 +75,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 if is_spared:
                     groups[layer, is_spared]['weight_decay'] = 0.0
             groups[layer, is_spared]['params'].append(parameter)
-        # The heads first: the log shows the rate of the first group, and theirs is the config's.
+        # The heads come first: the log shows the rate of the first group, and theirs is that of the config.
         for (layer, is_spared), group in sorted(groups.items(), key=lambda item: item[0], reverse=True):
             decay = 'without weight decay' if is_spared else 'with weight decay'
             print_log(f'layer {layer}: {len(group["params"])} tensors at {group["lr"]:.3g} {decay}', logger='current')
@@ -113,7 +113,7 @@ def _backbone_of(model: nn.Module) -> nn.Module:
         return backbone
     known = [name for name in backbones.__all__ if hasattr(getattr(backbones, name), 'get_layer_depth')]
     raise UserError(
-        f'layer decay needs a backbone that says how deep its parameters lie; {type(backbone).__name__} does not',
+        f'layer decay needs a backbone that says how deep its parameters are; {type(backbone).__name__} does not',
         f'use one of {", ".join(sorted(known))}, or remove optim_wrapper.constructor and optim_wrapper.paramwise_cfg',
     )
 
@@ -126,7 +126,7 @@ def _check(cfg: Mapping[str, Any]) -> None:
     rate = cfg.get('decay_rate')
     if not isinstance(rate, int | float) or not 0 < rate <= 1:
         raise UserError(
-            f'{place}.decay_rate is {rate!r}, allowed is above 0 to 1', 'set it, for example to 0.95; 1 means no decay'
+            f'{place}.decay_rate is {rate!r}, allowed is above 0, up to 1', 'set it, for example to 0.95; 1 disables it'
         )
     kind = cfg.get('decay_type', 'layer_wise')
     if kind not in DECAY_TYPES:
@@ -134,6 +134,6 @@ def _check(cfg: Mapping[str, Any]) -> None:
     layers = cfg.get('num_layers')
     if layers is not None and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 1):
         raise UserError(
-            f'{place}.num_layers is {layers!r}, allowed is a whole number from 1 on',
+            f'{place}.num_layers is {layers!r}, allowed is a whole number of at least 1',
             'set it, or leave it out for a third of the number of blocks',
         )

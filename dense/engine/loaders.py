@@ -1,4 +1,4 @@
-"""Data loaders: settings that fit together, and loading processes that end with the run that they load for."""
+"""Builds data loaders with settings that fit together and loading processes that end with their run."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ def build_loader(config: Any, **kwargs: Any) -> DataLoader:
     """Build a loader as MMEngine does.
 
     Args:
-        config: The loader, or its config. What only loading processes need is left out where there are none.
+        config: The loader, or its config. Arguments that only loading processes need are left out if there are none.
         **kwargs: Other arguments of ``Runner.build_dataloader``.
     """
     if not isinstance(config, DataLoader) and not config.get('num_workers', 0):
@@ -40,18 +40,18 @@ def _without_processes(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _ONLY_WITH_PROCESSES}
     left_out = [f'{key}={config[key]!r}' for key in config if key not in kept and config[key]]
     if left_out:
-        print_log(f'num_workers=0 loads in the process itself: {", ".join(left_out)} left out', 'current', logging.INFO)
+        print_log(f'num_workers=0 loads in this process: {", ".join(left_out)} left out', 'current', logging.INFO)
     return kept
 
 
 def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
-    """Begin a loading process: one thread for computing, and another one that ends the process with its parent.
+    """Set up a loading process: one thread for computing, and another that ends the process with its parent.
 
-    PyTorch asks only between two batches whether the parent lives, and after its death still waits until the pipe has
-    taken every batch. A process that writes into a full pipe, which nobody will ever read, stays for good.
+    PyTorch checks only between two batches whether the parent is alive, and after its death still waits until the pipe
+    has taken every batch. A process that writes into a full pipe that is never read never ends.
 
     Args:
-        then: What the config itself wants done at the start.
+        then: What the config itself runs at the start.
         worker_id: Number of the process in its loader.
     """
     threading.Thread(target=_end_with_parent, name='end with parent', daemon=True).start()
@@ -62,7 +62,7 @@ def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    # Known from before the fork, so that a parent that died in between is noticed too. On Windows the number stays.
+    # Read before the fork, so that a parent that died in between is noticed too. On Windows the number does not change.
     while parent is not None and parent.is_alive() and (os.name != 'posix' or os.getppid() == parent.pid):
         time.sleep(PARENT_CHECK_INTERVAL)
     os._exit(1)

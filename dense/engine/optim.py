@@ -1,4 +1,4 @@
-"""Mixed precision on any device: mmengine's own wrapper refuses to be built without a GPU."""
+"""Mixed precision on any device: mmengine's own wrapper cannot be built without a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ class DenseAmpOptimWrapper(OptimWrapper):
     """Optimizer wrapper that trains under ``torch.autocast`` on the device where the parameters are.
 
     float16 needs its loss scaled to keep small gradients; bfloat16 has float32's range and is not scaled.
-    Checkpoints of ``AmpOptimWrapper`` and of the plain ``OptimWrapper`` can be resumed with this one, and the other
-    way round.
+    Checkpoints of ``AmpOptimWrapper`` and of the plain ``OptimWrapper`` can be resumed with this one, and vice
+    versa.
 
     Args:
-        optimizer: Its parameters are on the training device already.
+        optimizer: Its parameters are already on the training device.
         dtype: ``'bfloat16'``, ``'float16'``, or None: float16 on CUDA, as in the published recipes, bfloat16 elsewhere.
         loss_scale: For float16: ``'dynamic'``, or a fixed number.
         accumulative_counts: Number of iterations whose gradients make one step.
@@ -83,14 +83,14 @@ class DenseAmpOptimWrapper(OptimWrapper):
         self.loss_scaler.update(self.fixed_scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer, and of the scaler under the key ``loss_scaler`` (empty where nothing is scaled)."""
+        """Return the optimizer's state, and the scaler's under the key ``loss_scaler`` (empty if nothing is scaled)."""
         return {**super().state_dict(), 'loss_scaler': self.loss_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave; a missing or empty scaler state leaves the scaler as built.
+        """Load what :meth:`state_dict` returned; a missing or empty scaler state leaves the scaler as built.
 
         Args:
-            state_dict: It is not changed.
+            state_dict: The state; not changed.
         """
         rest = dict(state_dict)
         scaler_state = rest.pop('loss_scaler', None)
@@ -105,5 +105,5 @@ def _checked_dtype(name: str | None, device_type: str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f'unknown dtype {name!r} for mixed precision', f'use one of {", ".join(sorted(DTYPES))}')
     if name == 'float16' and device_type != 'cuda':
-        raise UserError(f'float16 training needs CUDA, and the model is on {device_type}', 'use dtype bfloat16')
+        raise UserError(f'float16 training needs CUDA, but the model is on {device_type}', 'use dtype bfloat16')
     return DTYPES[name]

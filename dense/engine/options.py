@@ -66,7 +66,7 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
             if isinstance(node, list | tuple):
                 if not part.isdigit() or int(part) >= len(node):
                     raise UserError(
-                        f'unknown config key {key}: {part!r} is no index of a list of {len(node)}',
+                        f'unknown config key {key}: {part!r} is not an index of a list of {len(node)}',
                         f'use 0 to {len(node) - 1}',
                     )
                 node = node[int(part)]
@@ -86,7 +86,7 @@ def _check_new(key: str, parts: list[str], depth: int, node: Any) -> None:
     is_last = depth == len(parts) - 1
     if depth == 0 and parts[0] in RUN_KEYS | OTHER_KEYS:
         return
-    # Whatever is built says itself which arguments it has.
+    # Whatever is built checks its own arguments.
     if depth > 0 and is_last and 'type' in node:
         return
     is_loader = depth == 1 and parts[0].endswith('_dataloader')
@@ -102,7 +102,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
     Args:
         cfg: Config of a run.
-        options: Dotted keys that :func:`check_options` found right, and their values.
+        options: Dotted keys that :func:`check_options` accepted, and their values.
     """
     for key, value in options.items():
         *parents, last = [int(part) if part.isdigit() else part for part in key.split('.')]
@@ -115,7 +115,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def check_top_level(cfg: Config) -> None:
-    """Find misspelt top-level keys. Names of a config's own are allowed, unless they look like a missing key of a run.
+    """Find misspelt top-level keys. A config may define its own names, unless they look like a missing key of a run.
 
     Args:
         cfg: Config of a run.

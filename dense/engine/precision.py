@@ -1,4 +1,4 @@
-"""Mixed precision where the processor can do it: asked for by the user, or by a recipe."""
+"""Sets mixed precision, requested by the user or a recipe, where the processor supports it."""
 
 from mmengine.config import Config
 
@@ -14,10 +14,10 @@ def ask_for_mixed_precision(cfg: Config) -> None:
     """Set a config to mixed precision, in place.
 
     Args:
-        cfg: Config of a run. Who names a ``dtype`` in it insists.
+        cfg: Config of a run. A ``dtype`` in it means that the user insists.
 
     Raises:
-        UserError: The run takes a CPU that cannot multiply bfloat16 numbers, and nobody insists.
+        UserError: The run uses a CPU that cannot multiply bfloat16 numbers, and the user does not insist.
     """
     if _is_slow(cfg):
         raise UserError(
@@ -29,7 +29,7 @@ def ask_for_mixed_precision(cfg: Config) -> None:
 
 
 def fit_precision(cfg: Config) -> None:
-    """Let a recipe in mixed precision run on a CPU, in place: in full precision where that is what is fast.
+    """Let a recipe in mixed precision run on a CPU, in place: in full precision where that is faster.
 
     Args:
         cfg: Config of a training run.
@@ -42,11 +42,11 @@ def fit_precision(cfg: Config) -> None:
         for key in ('dtype', 'loss_scale'):
             wrapper.pop(key, None)
         notice(
-            f'float32 in place of mixed precision: this processor ({processor()}) has no instructions for bfloat16; '
+            f'float32 instead of mixed precision: this processor ({processor()}) has no instructions for bfloat16; '
             f'{INSIST} insists'
         )
     else:
-        wrapper['type'] = 'DenseAmpOptimWrapper'  # MMEngine's own is refused without a GPU
+        wrapper['type'] = 'DenseAmpOptimWrapper'  # MMEngine's own fails without a GPU
 
 
 def _is_slow(cfg: Config) -> bool:

@@ -1,4 +1,4 @@
-"""Where a stopped run continues: its checkpoint, its step, its seed."""
+"""Finds where a stopped run continues: its checkpoint, its step, its seed."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def find_start(cfg: Config) -> Start:
         Completed epochs and steps; 0 for a new run.
 
     Raises:
-        UserError: There is no checkpoint, none can be read, or it holds no state of a run.
+        UserError: There is no checkpoint, none can be read, or it does not hold the state of a run.
     """
     if not cfg.get('resume'):
         cfg.randomness.seed = cfg.randomness.seed or 0
@@ -89,8 +89,8 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 def checkpoints(work_dir: str | Path) -> Iterator[Path]:
     """Yield the checkpoints of a run, the newest first.
 
-    That is the one that the run names as its last, or its namesake in this folder where the folder was moved or copied;
-    then those that lie in the folder, by time and number.
+    First comes the one that the run recorded as its last, or the file of that name in this folder if the folder was
+    moved or copied; then the others in the folder, by time and number.
 
     Args:
         work_dir: Folder of the run.
@@ -110,10 +110,10 @@ def checkpoints(work_dir: str | Path) -> Iterator[Path]:
 def _named_as_last(folder: Path) -> Path | None:
     try:
         text = (folder / 'last_checkpoint').read_text(encoding='utf-8').strip()
-        # The namesake comes first: a copied folder still names the files of the folder that it was copied from.
+        # The file of that name here comes first: a copied folder still names the files of the original folder.
         for named in (folder / Path(text).name, Path(text)):
             if text and named.is_file():
                 return named
-    except (OSError, ValueError):  # no such file, or one that was damaged: no text, or no path
+    except (OSError, ValueError):  # no such file, or a damaged one: not text, or not a path
         pass
     return None

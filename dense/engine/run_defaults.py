@@ -1,6 +1,6 @@
-"""What every run gets beyond its config: checked data, repeatable steps, safe checkpoints, a readable screen.
+"""Adds to a config what every run gets: checked data, repeatable steps, safe checkpoints, a readable screen.
 
-The classes that are named here are registered by ``import dense``.
+``import dense`` registers the classes named here.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from dense.errors import UserError
 
 
 def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
-    """Add to a training config, in place.
+    """Add the defaults to a training config, in place.
 
     Args:
         cfg: Config of a run; its seed is set.
         inputs: What the run reads, and where it starts.
 
     Raises:
-        UserError: The data is such that no run can be repeated.
+        UserError: With this data no run can be repeated.
     """
     _refuse_caches(cfg)
     set_cpu_defaults(cfg)
@@ -55,7 +55,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
 
 
 def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = None, tta: bool = False) -> None:
-    """Add to a config for testing, in place.
+    """Add the defaults to a config for testing, in place.
 
     Args:
         cfg: Config of a run.
@@ -106,7 +106,7 @@ def _type_names(node: Any) -> Iterator[str]:
 def _replace_checkpoint_hook(cfg: Config) -> None:
     default = cfg.setdefault('default_hooks', ConfigDict())
     saving = default.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
-    # Same arguments, written safely; a config that names a hook of its own keeps it.
+    # Same arguments, written safely; a config with its own hook keeps it.
     if saving is not None and saving.type == 'CheckpointHook':
         saving.type = 'mmengine.AtomicCheckpointHook'
 

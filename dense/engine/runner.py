@@ -1,4 +1,4 @@
-"""MMEngine's runner with a screen for people, that also runs in several processes without a GPU."""
+"""MMEngine's runner with a readable screen; it also runs in several processes without a GPU."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from dense.cpu.device import run_device
 from dense.engine.accumulation import gather_open_update
 from dense.engine.loaders import build_loader
 
-WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes speak through Gloo
+WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes communicate through Gloo
 
 
 @RUNNERS.register_module()
@@ -43,7 +43,7 @@ class DenseRunner(Runner):
 
         Args:
             dataloader: Its config.
-            seed: Of the sampler.
+            seed: Seed of the sampler.
             diff_rank_seed: Whether the processes of a distributed run have samplers with different seeds.
         """
         return build_loader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
@@ -75,12 +75,12 @@ class DenseRunner(Runner):
             *args: See ``Runner.save_checkpoint``.
             **kwargs: Likewise.
         """
-        self.open_update = gather_open_update(self)  # the rest, and its hooks, happens in the main process only
+        self.open_update = gather_open_update(self)  # the rest, including its hooks, happens in the main process only
         super().save_checkpoint(*args, **kwargs)
         self.open_update = None
 
     def test(self) -> dict[str, float]:
-        """Evaluate the model; returns the metrics."""
+        """Evaluate the model and return the metrics."""
         self._choose_convolutions()
         return super().test()
 

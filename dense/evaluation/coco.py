@@ -1,4 +1,4 @@
-"""The COCO metric, with an evaluator in C++ by default and the reference implementation beside it.
+"""The COCO metric, with an evaluator in C++ by default, or the reference implementation.
 
 Needs mmdet; configs of detectors import it by name.
 """
@@ -63,7 +63,7 @@ def evaluate_coco(
         AR at each of ``max_dets``, AR by size; and the precisions ``(IoU, recall, class, size, max_dets)``.
     """
     api, evaluator = BACKENDS[backend]
-    # These libraries talk on standard output, and write into the annotations that they are given.
+    # These libraries print to standard output, and change the annotations that they are given.
     with contextlib.redirect_stdout(io.StringIO()):
         ours = _index(api, truth, truth['annotations'])
         theirs = ours.loadRes([dict(item) for item in detections]) if detections else _index(api, truth, [])
@@ -88,7 +88,7 @@ def _index(api: Any, truth: Mapping[str, Any], annotations: Sequence[Mapping[str
 
 
 def _twelve_numbers(evaluation: Any) -> NDArray[np.float64]:
-    """Average what was accumulated; both libraries' own summaries fix the numbers of detections that they accept."""
+    """Average what was accumulated; both libraries' own summaries accept only fixed numbers of detections."""
     precision = np.asarray(evaluation.eval['precision'])  # (IoU, recall, class, size, max_dets)
     recall = np.asarray(evaluation.eval['recall'])  # (IoU, class, size, max_dets)
     iou_thrs = np.asarray(evaluation.params.iouThrs)
@@ -106,7 +106,7 @@ def _twelve_numbers(evaluation: Any) -> NDArray[np.float64]:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Mean over what is defined: -1 stands for a class without truth, and for a mean over nothing."""
+    """Average the defined values: -1 marks a class without truth, and the mean of nothing."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 
@@ -121,13 +121,13 @@ class DenseCocoMetric(CocoMetric):
         ann_file: Annotation file; None takes the truth from the data.
         metric: ``'bbox'``, ``'segm'``, ``'proposal'``, or a list of these.
         backend: ``'faster'`` (faster-coco-eval) or ``'pycocotools'``, the reference.
-        classwise: Also the AP of each class.
+        classwise: Whether to report the AP of each class, too.
         proposal_nums: Detections of each image that count, three numbers.
         metric_items: Which of the twelve numbers; by default the six average precisions, for proposals the recalls.
         format_only: Only write the results as COCO files, for a test server.
-        outfile_prefix: Path of these files without their endings.
-        collect_device: Where the results of several processes are brought together.
-        prefix: Before the names of the results.
+        outfile_prefix: Path of these files without their suffixes.
+        collect_device: Where the results of several processes are gathered.
+        prefix: Prefix of the names of the results.
 
     Raises:
         UserError: An unknown metric, backend or item.
@@ -181,7 +181,7 @@ class DenseCocoMetric(CocoMetric):
         start = len(self.results)
         super().process(data_batch, data_samples)
         for _, prediction in self.results[start:]:
-            # Detectors give slices of what stood before the limit on detections, which a slice would keep alive.
+            # Detectors return slices of the results before the limit on detections; a slice keeps all of them alive.
             prediction.update({key: prediction[key].copy() for key in _ARRAYS if key in prediction})
 
     def compute_metrics(self, results: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
@@ -233,7 +233,7 @@ class DenseCocoMetric(CocoMetric):
         return chosen
 
     def _detections(self, predictions: Sequence[dict[str, Any]], *, with_masks: bool) -> list[dict[str, Any]]:
-        """All predicted objects as COCO results; an object with a mask has no box, so that its area is the mask's."""
+        """Return all predicted objects as COCO results; one with a mask has no box, so its area is that of the mask."""
         found = []
         for prediction in predictions:
             scores = prediction.get('mask_scores', prediction['scores']) if with_masks else prediction['scores']

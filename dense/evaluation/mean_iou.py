@@ -1,4 +1,4 @@
-"""The mean IoU, from one count of the pairs of labels in place of three histograms.
+"""The mean IoU, from one count of the pairs of labels instead of three histograms.
 
 Needs mmseg; configs of segmentors import it by name.
 """
@@ -15,7 +15,7 @@ from dense.evaluation.results import check_results
 class DenseIoUMetric(IoUMetric):
     """MMSegmentation's ``IoUMetric`` with the same arguments, names and numbers, many times faster on a CPU.
 
-    Areas are added in double precision: a validation set has more pixels than single precision tells apart (2 ** 24).
+    Areas are added in double precision: a validation set has more pixels than single precision can count (2 ** 24).
     """
 
     def compute_metrics(self, results: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, float]:
@@ -40,8 +40,8 @@ class DenseIoUMetric(IoUMetric):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Count the pixels of each class in one image.
 
-        A value outside of 0 to ``num_classes`` - 1 is a class of its own that nobody asks for: its pixels count in the
-        area of what the other map says there, and in no intersection.
+        A value outside 0 to ``num_classes`` - 1 is an extra class that is not reported: its pixels count in the area of
+        the class that the other map has there, and in no intersection.
 
         Args:
             pred_label: Predicted labels, shape (H, W).
@@ -54,7 +54,7 @@ class DenseIoUMetric(IoUMetric):
             Areas of intersection, union, prediction and truth, in pixels: float64 on the CPU, shape (num_classes,).
         """
         # One row for each value of the truth up to the ignored one, so that its row can be left out; the first and the
-        # last row, and the first and the last column, stand for all values beyond. 32 bits halve what is moved.
+        # last row, and the first and the last column, hold all values beyond. 32 bits halve the memory traffic.
         low, high = min(-1, ignore_index - 1), max(num_classes, ignore_index + 1)
         height, width = high - low + 1, num_classes + 2
         rows = label.to(torch.int32, copy=True).clamp_(low, high)

@@ -1,4 +1,4 @@
-"""What every metric asks before it computes."""
+"""The check that every metric makes before it computes."""
 
 from collections.abc import Sized
 
@@ -10,7 +10,7 @@ def check_results(results: Sized, metric: object) -> None:
 
     Args:
         results: One for each image.
-        metric: Whose results they are.
+        metric: The metric that they belong to.
 
     Raises:
         UserError: There are none.
@@ -18,6 +18,6 @@ def check_results(results: Sized, metric: object) -> None:
     if not len(results):
         raise UserError(
             f'{type(metric).__name__} has no image to evaluate',
-            'look whether the data set of val_dataloader or test_dataloader is empty: its ann_file, data_prefix and '
+            'check whether the data set of val_dataloader or test_dataloader is empty: its ann_file, data_prefix and '
             'filter_cfg, and num_batch_per_epoch',
         )

@@ -8,7 +8,7 @@ from backbones.fast.fused_block import FusedBlock
 class ConvBlock(nn.Module):
     """A fused block without a row norm whose two products are 1 x 1 convolutions.
 
-    Runtimes keep convolutions in a layout of their own; between matrix products they would transpose every map twice.
+    Runtimes keep convolutions in their own layout; between matrix products they would transpose every map twice.
 
     Args:
         block: Its weights are shared.

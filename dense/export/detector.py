@@ -2,7 +2,7 @@
 
 The layers are the model's own. What MMDetection does between them with lists, in-place writes and Python branches is
 written here as tensor operations. Numbers that depend on the image stay out of the shapes wherever possible: each
-level gives as many proposals as the config allows, missing ones are filled up with boxes of score -1, which are
+level gives as many proposals as the config allows, padded with boxes of score -1, which are
 ignored. Only the candidates of the class-wise suppression and the detections themselves vary in number.
 
 Shapes: R proposals, K detections, L levels of the pyramid, H and W height and width of the image.
@@ -20,11 +20,11 @@ from dense.export.blocks import use_convolutions
 from dense.export.fuse_mmcv import fuse_model
 from dense.export.graphs import ExportGraph, Normalize
 
-NOTHING = -1.0  # score of what fills up
+NOTHING = -1.0  # score of padding
 
 
 class TwoStageGraph(ExportGraph):
-    """A detector of proposals, then boxes and perhaps masks.
+    """A detector that finds proposals, then boxes and perhaps masks.
 
     Args:
         model: MMDetection's two-stage detector with an anchor-based RPN and one box head, in evaluation mode.
@@ -52,7 +52,7 @@ class TwoStageGraph(ExportGraph):
 
     @property
     def output_dims(self) -> tuple[tuple[str | None, ...], ...]:
-        """As many rows of each as there are detections."""
+        """One row for each detection."""
         sizes = {'boxes': 2, 'scores': 1, 'labels': 1, 'masks': 3}
         return tuple(('num_detections', *(None,) * (sizes[name] - 1)) for name in self.output_names)
 
@@ -63,7 +63,7 @@ class TwoStageGraph(ExportGraph):
             image: RGB, 0..255, shape ``(1, 3, H, W)``.
 
         Returns:
-            Corners ``(K, 4)`` in pixels of the image, scores ``(K,)`` falling, labels ``(K,)`` from 0, and the
+            Corners ``(K, 4)`` in pixels of the image, scores ``(K,)``, descending, labels ``(K,)`` from 0, and the
             probability of the object in each cell of a grid laid over its box, ``(K, 28, 28)``.
         """
         size = (image.shape[2], image.shape[3])
@@ -74,12 +74,12 @@ class TwoStageGraph(ExportGraph):
         found = (boxes[kept], scores[kept], labels[kept])
         if not self.model.roi_head.with_mask:
             return found
-        # One box more, whose mask is cut off again: some layers and runtimes take no empty batch.
+        # One extra box, whose mask is dropped again: some layers and runtimes do not accept an empty batch.
         padded = torch.cat([kept, kept.new_zeros(1)])
         return (*found, self._masks(maps, boxes[padded], labels[padded])[:-1])
 
     def signature(self, outputs: tuple[Tensor, ...]) -> Tensor:
-        """The scores: by rounding alone, boxes of nearly equal ones may change their places."""
+        """Return the scores only: rounding alone may swap boxes with nearly equal scores."""
         return F.pad(outputs[1], (0, self.model.roi_head.test_cfg.max_per_img - len(outputs[1])))
 
     def _pad(self, image: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class TwoStageGraph(ExportGraph):
         return F.pad(image, (0, -width % self.divisor, 0, -height % self.divisor))
 
     def _propose(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Proposals ``(R, 4)`` and which of them are real ``(R,)``."""
+        """Return proposals ``(R, 4)`` and which of them are real ``(R,)``."""
         head, config = self.model.rpn_head, self.model.rpn_head.test_cfg
         anchors = head.prior_generator.grid_priors([level.shape[2:] for level in maps], device=maps[0].device)
         levels = [
@@ -105,7 +105,7 @@ class TwoStageGraph(ExportGraph):
     def _detect(
         self, maps: tuple[Tensor, ...], proposals: Tensor, is_proposal: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes ``(M, 4)``, scores and labels ``(M,)``, M the most detections that the config allows."""
+        """Return boxes ``(M, 4)``, scores and labels ``(M,)``; M is the most detections that the config allows."""
         roi_head, config = self.model.roi_head, self.model.roi_head.test_cfg
         head = roi_head.bbox_head
         logits, deltas = head(_pool(roi_head.bbox_roi_extractor, maps, proposals))
@@ -115,7 +115,7 @@ class TwoStageGraph(ExportGraph):
         boxes = boxes.view(-1, per_class, 4).expand(-1, head.num_classes, 4).reshape(-1, 4)
         is_candidate = (scores > config.score_thr) & is_proposal[:, None]
         candidates = is_candidate.flatten().nonzero().squeeze(1)
-        # Boxes of nothing behind the candidates, so that there are always enough to choose from.
+        # Padding boxes after the candidates, so that there are always enough to choose from.
         filler = config.max_per_img
         chosen = torch.cat([boxes[candidates], boxes.new_zeros(filler, 4)])
         values = torch.cat([scores.flatten()[candidates], scores.new_full((filler,), NOTHING)])
@@ -124,7 +124,7 @@ class TwoStageGraph(ExportGraph):
         return chosen[kept], values, labels[kept]
 
     def _masks(self, maps: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities ``(K, 28, 28)`` for boxes ``(K, 4)`` and labels ``(K,)``."""
+        """Return probabilities ``(K, 28, 28)`` for boxes ``(K, 4)`` and labels ``(K,)``."""
         roi_head = self.model.roi_head
         extractor = roi_head.bbox_roi_extractor if roi_head.share_roi_extractor else roi_head.mask_roi_extractor
         logits = roi_head.mask_head(_pool(extractor, maps, boxes))
@@ -135,14 +135,14 @@ class TwoStageGraph(ExportGraph):
 
 
 def _best(scores: Tensor, deltas: Tensor, priors: Tensor, count: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``count`` of a level's anchors: score ``(count,)``, deltas ``(count, width)``, anchors ``(count, 4)``.
+    """Return a level's best anchors: scores ``(count,)``, deltas ``(count, width)``, anchors ``(count, 4)``.
 
     Args:
         scores: Logits ``(1, A, h, w)``.
         deltas: ``(1, A * width, h, w)``.
         priors: ``(h * w * A, 4)``.
-        count: How many; where a level has fewer, the rest has the score of nothing.
-        width: Deltas of a box.
+        count: How many; if a level has fewer, the rest are padding.
+        width: Deltas per box.
     """
     scores = scores[0].permute(1, 2, 0).flatten().sigmoid()
     deltas = deltas[0].permute(1, 2, 0).reshape(-1, width)
@@ -152,7 +152,7 @@ def _best(scores: Tensor, deltas: Tensor, priors: Tensor, count: int, width: int
 
 
 def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut boxes ``(N, 4)`` off at the border of an image of height and width ``size``."""
+    """Clip boxes ``(N, 4)`` to an image of height and width ``size``."""
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=1)
@@ -172,7 +172,7 @@ def _suppress(
         size: Height and width of the image.
 
     Returns:
-        Scores ``(count,)``, falling, with that of nothing where fewer are left, and indices ``(count,)``.
+        Scores ``(count,)``, descending, those of padding if fewer are left, and indices ``(count,)``.
     """
     step = torch.sym_max(*size) + 1
     moved = boxes + (groups * step).to(boxes.dtype)[:, None]
@@ -182,8 +182,8 @@ def _suppress(
 
 
 def _pool(extractor: Any, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-    """Features ``(R, C, h, w)`` of boxes ``(R, 4)``, each from the level that its size belongs to."""
-    rois = F.pad(boxes, (1, 0))  # the index of the image, 0, in front
+    """Return features ``(R, C, h, w)`` of boxes ``(R, 4)``, each from the level that its size belongs to."""
+    rois = F.pad(boxes, (1, 0))  # the image index, 0, in front
     num_levels = extractor.num_inputs
     level_of = extractor.map_roi_levels(rois, num_levels)
     size = extractor.roi_layers[0].output_size

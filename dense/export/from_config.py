@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a file: :func:`export_config`, which ``tools/export.py`` calls."""
+"""Exports a config and a checkpoint to a file: :func:`export_config`, which ``tools/export.py`` calls."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,14 +42,14 @@ def export_config(
         out: The file to write.
         fmt: ``onnx`` or ``torch``.
         shape: Height and width of the image to record with; 256 x 320 by default.
-        backbone: Only the backbone's maps, of normalised images.
-        logits: A segmentor's scores of all classes instead of labels.
+        backbone: Export only the backbone's maps, of normalised images.
+        logits: Export a segmentor's scores of all classes instead of labels.
 
     Returns:
         What the file computes.
 
     Raises:
-        UserError: Something that the user can mend.
+        UserError: There is something that the user can fix.
     """
     cfg = load_config(config)
     with quiet_libraries():
@@ -65,7 +65,7 @@ def _load(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, 
     content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
     classes = content.get('meta', {}).get('dataset_meta') or {}
     if classes.get('classes'):
-        for _, head in heads_of(cfg.model):  # one's own data says its classes in training only
+        for _, head in heads_of(cfg.model):  # your own data sets its classes in training only
             head['num_classes'] = len(classes['classes'])
     cfg.model.backbone.init_cfg = None
     init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -96,12 +96,12 @@ def choose_graph(model: nn.Module, *, backbone: bool = False, logits: bool = Fal
         logits: A segmentor's scores instead of labels.
 
     Raises:
-        UserError: Such a model is not known.
+        UserError: This kind of model is not supported.
     """
     if backbone:
         part = model.get_submodule('backbone')
         if not isinstance(part, DenseBackbone):
-            raise UserError(f'the backbone is a {type(part).__name__}, none of this project', 'export the whole model')
+            raise UserError(f'the backbone {type(part).__name__} is not from this project', 'export the whole model')
         return BackboneGraph(part)
     if hasattr(model, 'decode_head'):
         return SegmentorGraph(model, logits=logits)
@@ -111,10 +111,10 @@ def choose_graph(model: nn.Module, *, backbone: bool = False, logits: bool = Fal
 
 
 def describe(cfg: Config, classes: Mapping[str, Any], *, backbone: bool = False) -> dict[str, Any]:
-    """Return what a runner needs to know besides the file: size of images, names, colours and numbers of classes.
+    """Return what is needed to run the file: size of images, and names, colours and numbers of classes.
 
     Args:
-        cfg: Of the model; its test pipeline says how images are resized.
+        cfg: Config of the model; its test pipeline says how images are resized.
         classes: ``classes``, ``palette`` and what numbers them, as checkpoints store them.
         backbone: The file takes normalised images.
     """
@@ -133,13 +133,13 @@ def _pair(scale: Any) -> list[int]:
 
 
 def _numbers(cfg: Config, classes: Mapping[str, Any]) -> list[int]:
-    """The number of each class in the data: COCO's category ids, or the values of label maps; empty if unknown."""
+    """Return the number of each class in the data: COCO's category id, or value in label maps; empty if unknown."""
     if classes.get('category_ids'):
         return [int(number) for number in classes['category_ids']]
     if 'decode_head' not in cfg.model:
         return []
     count = len(classes.get('classes') or ()) or max(head['num_classes'] for _, head in heads_of(cfg.model))
-    # Where nothing else was said, 0 means unlabelled, as in ADE20K.
+    # Unless stated otherwise, 0 means unlabelled, as in ADE20K.
     first = int(bool(classes.get('reduce_zero_label', True)))
     return list(range(first, first + count))
 

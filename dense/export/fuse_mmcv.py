@@ -1,4 +1,4 @@
-"""Fusing whole detectors and segmentors: :func:`fuse_model`.
+"""Fuses whole detectors and segmentors: :func:`fuse_model`.
 
 MMDetection and MMSegmentation build their necks and heads from mmcv's ``ConvModule``, of which :mod:`backbones` knows
 nothing.
@@ -21,7 +21,7 @@ def fuse_model(model: ModelT) -> ModelT:
     """Rewrite a model for inference, batch norms of its necks and heads included; see :func:`backbones.fuse.fuse`.
 
     Args:
-        model: In evaluation mode. It stays as it is.
+        model: In evaluation mode. It is not changed.
 
     Raises:
         ValueError: The model is in training mode.

@@ -1,8 +1,8 @@
 """What an exported file computes: a backbone's maps, a segmentor's labels or logits.
 
 A graph is a module with one input, a batch of images (of one image where it answers per image), and a fixed tuple of
-tensors for its output. It holds the fused model (:mod:`dense.export.fuse_mmcv`), whose parts it calls; nothing in it
-depends on an image's size or content except through tensors, so that one recording serves every size.
+tensors as its output. It holds the fused model (:mod:`dense.export.fuse_mmcv`), whose parts it calls; nothing in it
+depends on an image's size or content except through tensors, so one recording serves every size.
 
 Shapes: N batch, C channels, H and W height and width of the image.
 """
@@ -26,9 +26,9 @@ class ExportGraph(nn.Module):
     Attributes:
         TASK: What the outputs are: ``features``, ``labels``, ``logits`` or ``instances``.
         INPUT: Name of the input.
-        SMALLEST: Least height and width, in pixels: below, the deepest map has one row, and another program is
-            recorded.
-        ANY_BATCH: Whether the file takes any number of images at once, instead of one.
+        SMALLEST: Least height and width, in pixels: below it, the deepest map has one row, and a different program
+            is recorded.
+        ANY_BATCH: Whether the file takes any number of images at once instead of one.
     """
 
     TASK: ClassVar[str]
@@ -52,7 +52,7 @@ class ExportGraph(nn.Module):
         return self.TASK
 
     def signature(self, outputs: tuple[Tensor, ...]) -> Tensor:
-        """Numbers by which two outputs for the same image are compared."""
+        """Return the numbers by which two outputs for the same image are compared."""
         return torch.cat([output.detach().float().flatten() for output in outputs])
 
 
@@ -82,15 +82,15 @@ class BackboneGraph(ExportGraph):
         return tuple(('batch', None, f'height_{stride}', f'width_{stride}') for stride in self.backbone.out_strides)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images ``(N, C, H, W)``, as the backbone itself takes them, to one map for each output."""
+        """Turn normalised images ``(N, C, H, W)``, as the backbone itself takes them, into one map for each output."""
         return tuple(self.backbone(image))
 
 
 class Normalize(nn.Module):
-    """What a model's data preprocessor does with the values of an image.
+    """Normalises the values of an image as a model's data preprocessor does.
 
     Args:
-        preprocessor: Of the model: the mean and deviation of its channels, and whether images come to it as BGR.
+        preprocessor: That of the model: mean and deviation of the channels, and whether images reach it as BGR.
     """
 
     mean: Tensor
@@ -102,12 +102,12 @@ class Normalize(nn.Module):
         for name, neutral in (('mean', 0.0), ('std', 1.0)):
             value = getattr(preprocessor, name) if normalizes else torch.tensor(neutral)
             self.register_buffer(name, value.detach().clone().float().reshape(1, -1, 1, 1))
-        # Images are read as BGR; a model that converts them wants RGB. MMSegmentation leaves the underscore out.
+        # Images are read as BGR; a model that converts them expects RGB. MMSegmentation leaves the underscore out.
         converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False))
         self.takes_rgb = bool(converts)
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB, 0..255, ``(1, 3, H, W)``, to the values and the order that the model was trained with."""
+        """Turn RGB, 0..255, ``(1, 3, H, W)``, into the values and the order that the model was trained with."""
         if not self.takes_rgb:
             image = image.flip(1)
         return (image - self.mean) / self.std
@@ -116,7 +116,7 @@ class Normalize(nn.Module):
 class SegmentorGraph(ExportGraph):
     """A whole segmentor: class of each pixel, or the scores of all classes.
 
-    The whole image goes through the network at once, also where the config tests in sliding windows.
+    The whole image goes through the network at once, even if the config tests in sliding windows.
 
     Args:
         model: Segmentor with a ``decode_head``, in evaluation mode.
@@ -147,7 +147,7 @@ class SegmentorGraph(ExportGraph):
         return 'logits' if self.logits else 'labels'
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        """RGB, 0..255, ``(1, 3, H, W)``, to labels ``(1, H, W)``, int64, or logits ``(1, classes, H, W)``."""
+        """Turn RGB, 0..255, ``(1, 3, H, W)``, into labels ``(1, H, W)``, int64, or logits ``(1, classes, H, W)``."""
         head = self.model.decode_head
         logits = head(self.model.extract_feat(self.normalize(image)))
         size = image.shape[2:]
@@ -179,7 +179,7 @@ class AdaptiveAvgPool(nn.Module):
 
 
 def _bins(count: int, length: int, *, like: Tensor) -> Tensor:
-    """Share of each of ``length`` values in each of ``count`` bins, ``(count, length)``; neighbours may overlap."""
+    """Return the share of ``length`` values in ``count`` bins, ``(count, length)``; neighbours may overlap."""
     index = torch.arange(count, device=like.device)[:, None]
     start, end = (index * length) // count, ((index + 1) * length + count - 1) // count
     values = torch.arange(length, device=like.device)[None]
@@ -187,7 +187,7 @@ def _bins(count: int, length: int, *, like: Tensor) -> Tensor:
 
 
 class Enlarge(nn.Module):
-    """MMSegmentation's ``Upsample`` by a whole factor: that one turns sizes into plain numbers, which fixes them.
+    """MMSegmentation's ``Upsample`` by a whole factor; the original turns sizes into plain numbers, which fixes them.
 
     Args:
         layer: The module to replace.
@@ -205,7 +205,7 @@ class Enlarge(nn.Module):
 
 
 def _replace_fixed_sizes(model: nn.Module) -> None:
-    """Replace layers that cannot be recorded for every size by layers that can."""
+    """Replace layers that cannot be recorded for every size with layers that can."""
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

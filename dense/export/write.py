@@ -1,4 +1,4 @@
-"""From a model to a file: :func:`export_model`."""
+"""Writes a model to a file: :func:`export_model`."""
 
 import importlib.util
 import inspect
@@ -18,10 +18,10 @@ from dense.predict.description import METADATA
 
 FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 NEEDED = ('onnx', 'onnxscript')
-OPSET = 20  # has GELU and a RoIAlign without the half-pixel shift of old
+OPSET = 20  # has GELU and a RoIAlign without the old half-pixel shift
 LARGEST = 1 << 15  # pixels; without a bound the recording cannot be proved to hold for every size
 DEFERRED = 'prefer_deferred_runtime_asserts_over_guards'
-AGREEMENT = 0.99  # of the values of a recording with those of the model, at another size
+AGREEMENT = 0.99  # share of the values in which a recording must match the model at another size
 
 
 def export_model(
@@ -36,7 +36,7 @@ def export_model(
 
     Args:
         graph: What the file computes.
-        path: The file; ONNX puts weights above 2 GB beside it.
+        path: The file; ONNX puts weights above 2 GB next to it.
         fmt: ``onnx``, or ``torch`` for a program of ``torch.export`` (``.pt2``).
         shape: Height and width in pixels of the image that the recording runs on: different, and at least the
             graph's smallest.
@@ -69,10 +69,10 @@ def _check(path: Path, fmt: str, shape: tuple[int, int], smallest: int) -> None:
     if min(shape) < smallest or shape[0] == shape[1]:
         raise UserError(
             f'cannot record at {shape[0]} x {shape[1]} pixels',
-            f'give two different sides of at least {smallest}; other sizes run all the same',
+            f'give two different sides of at least {smallest}; the file still runs at other sizes',
         )
     if DEFERRED not in inspect.signature(torch.export.export).parameters:
-        raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the one of constraints.txt')
+        raise UserError(f'PyTorch {torch.__version__} is too old to export', 'install the version in constraints.txt')
     if fmt == 'onnx':
         need_packages(*NEEDED, purpose='writing ONNX')
 
@@ -96,13 +96,13 @@ def record(graph: ExportGraph, shape: tuple[int, int]) -> ExportedProgram:
         shape: Height and width of the image, in pixels.
     """
     dims = {axis: Dim(name, min=1 if axis == 0 else graph.SMALLEST, max=LARGEST) for axis, name in _axes(graph).items()}
-    images = example_images(shape, batch=2 if graph.ANY_BATCH else 1)  # one alone would be taken for a fixed number
+    images = example_images(shape, batch=2 if graph.ANY_BATCH else 1)  # a batch of one would become a fixed number
     with torch.no_grad():
         return torch.export.export(
             graph.eval(),
             (images,),
             dynamic_shapes={graph.INPUT: dims},
-            # Claims about strides that hold for every size, but that PyTorch does not prove, are checked when it runs.
+            # Claims about strides that hold for every size but that PyTorch cannot prove are checked at run time.
             **{DEFERRED: True},
         )
 
@@ -118,7 +118,7 @@ def example_images(shape: tuple[int, int], *, batch: int = 1) -> torch.Tensor:
 
 
 def _prove(graph: ExportGraph, program: ExportedProgram, shape: tuple[int, int]) -> None:
-    # A layer that makes a plain number of a size fixes it, and the recording does not tell.
+    # A layer that turns a size into a plain number fixes it, and the recording does not report that.
     other = (shape[1] + 37, shape[0] + 5)
     image = example_images(other)
     with torch.no_grad():

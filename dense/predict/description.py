@@ -1,4 +1,4 @@
-"""What an exported file says of itself: task, outputs, classes, sizes; checked when it is read."""
+"""What an exported file says about itself: task, outputs, classes, sizes; checked when it is read."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from dense.errors import UserError
 
 METADATA = 'inceptionnext-dense'  # key of the description in the file
-# Task to the outputs that it may have, in the order of the file.
+# Task -> the outputs that it may have, in the order of the file.
 OUTPUTS = {
     'labels': [['labels']],
     'logits': [['logits']],
@@ -16,7 +16,7 @@ OUTPUTS = {
 }
 MOST_CLASSES = 1 << 16  # numbers of classes are written with 16 bits
 LARGEST_SIDE = 1 << 14
-_REMEDY = 'export the model again with `dense export`, or ask where the file comes from'
+_REMEDY = 'export the model again with `dense export`, or check where the file comes from'
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Description:
     Attributes:
         task: A key of :data:`OUTPUTS`.
         outputs: Names of the file's outputs.
-        classes: Names of the classes, empty where the checkpoint did not tell.
+        classes: Names of the classes, empty if the checkpoint did not have them.
         palette: RGB colour of each class, empty likewise.
         numbers: Number of each class in the data that was trained on: COCO's category id, or the value in a label map;
-            empty where nobody told.
+            empty if unknown.
         scale: Width and height that a picture is resized to, or None to keep its size.
         keep_ratio: Whether the picture is resized into ``scale`` instead of to it.
         smallest: Least height and width that the file takes.
@@ -52,14 +52,14 @@ def read_description(text: str) -> Description:
         text: JSON.
 
     Raises:
-        UserError: It is none, or describes no whole detector or segmentor.
+        UserError: It is not a description, or not that of a whole detector or segmentor.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError('the description in the file is no JSON', _REMEDY) from error
+        raise UserError('the description in the file is not JSON', _REMEDY) from error
     if not isinstance(content, dict):
-        raise UserError('the description in the file is no table', _REMEDY)
+        raise UserError('the description in the file is not a table', _REMEDY)
     if content.get('task') == 'features':
         raise UserError('the file gives the maps of a backbone', 'export the whole model, without --backbone')
     try:
@@ -117,5 +117,5 @@ def _are_whole(values: Any, least: int, most: int, *, length: int | None = None)
 
 
 def _one_line(name: str) -> str:
-    """A name as it may be shown on a terminal: one line, no control characters."""
+    """Return a name that is safe to show on a terminal: one line, no control characters."""
     return ''.join(character if character.isprintable() else ' ' for character in name)[:100]

@@ -1,4 +1,4 @@
-"""An exported file as a function of a picture; needs NumPy, OpenCV and ONNX Runtime alone."""
+"""An exported file as a function of a picture; needs only NumPy, OpenCV and ONNX Runtime."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dense.predict import runtimes
 Arrays = dict[str, np.ndarray]
 MOST_OBJECTS = 10_000
 MOST_PIXELS = 1 << 26  # of what goes into the network
-# Output to its number of dimensions and the kinds of its numbers (of NumPy).
+# Output -> its number of dimensions and the kinds of its numbers (as NumPy names them).
 _FORMS = {
     'labels of a map': (3, 'iu'),
     'logits': (4, 'f'),
@@ -27,7 +27,7 @@ class ExportedModel:
 
     Args:
         path: ``.onnx``.
-        threads: Of the CPU; 0 leaves it to the runtime.
+        threads: CPU threads; 0 leaves the choice to the runtime.
 
     Attributes:
         about: The file's description: task, outputs, classes, palette, numbers, sizes.
@@ -40,7 +40,7 @@ class ExportedModel:
         self.path = Path(path)
         if self.path.suffix == '.pt2':
             raise UserError(
-                f'{path} is a program of torch.export, and opening one can run code that lies in it',
+                f'{path} is a program of torch.export, and opening one can run code that is in it',
                 'export the model as .onnx; .pt2 is for programs of your own that trust the file',
             )
         if not self.path.is_file():
@@ -50,18 +50,18 @@ class ExportedModel:
         self.run, self.about = runtimes.open_onnx(self.path, threads)
 
     def __call__(self, picture: np.ndarray, *, least_score: float = 0.0) -> Arrays:
-        """Resize a picture as in the tests of the model, run, and bring the results back to its own size.
+        """Resize a picture as in the model's tests, run the model, and scale the results back to the picture's size.
 
         Args:
             picture: RGB, uint8, ``(H, W, 3)``.
-            least_score: Of an object.
+            least_score: Objects with a lower score are left out.
 
         Returns:
             ``labels`` ``(H, W)``; or ``boxes`` ``(K, 4)``, ``scores`` ``(K,)``, ``labels`` ``(K,)`` and perhaps
             ``masks`` ``(K, H, W)``, bool. Labels count from 0.
 
         Raises:
-            UserError: The file cannot take the picture, or gives something else than it describes.
+            UserError: The file cannot take the picture, or its output does not match its description.
         """
         resized = self.resize(picture)
         image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None], dtype=np.float32)
@@ -83,7 +83,7 @@ class ExportedModel:
         return found
 
     def resize(self, picture: np.ndarray) -> np.ndarray:
-        """Bring a picture to the size of the tests, and to no less than the file can take."""
+        """Resize a picture to the test size, but to no less than the file accepts."""
         height, width = picture.shape[:2]
         new_width, new_height = self.about.scale or (width, height)
         if self.about.scale and self.about.keep_ratio:
@@ -101,7 +101,7 @@ class ExportedModel:
             dims, kinds = _FORMS['labels of a map' if is_map else name]
             is_right = isinstance(values, np.ndarray) and values.ndim == dims and values.dtype.kind in kinds
             if not is_right or (values.dtype.kind == 'f' and not np.isfinite(values).all()):
-                self._refuse(f'its {name} are no finite numbers in {dims} dimensions')
+                self._refuse(f'its {name} are not finite numbers in {dims} dimensions')
         if self.about.task != 'instances':
             (values,) = outputs.values()
             if values.shape[0] != 1 or not values.size or (values.ndim == 4 and values.shape[1] > 1 << 16):
@@ -118,11 +118,11 @@ class ExportedModel:
             self._refuse(f'the label {outside}, where 0 to {known - 1} are allowed')
 
     def _refuse(self, what: str) -> None:
-        raise UserError(f'{self.path} gives something else than it describes: {what}', 'export the model again')
+        raise UserError(f'the output of {self.path} does not match its description: {what}', 'export the model again')
 
 
 def paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
-    """Lay probabilities ``(h, w)`` over a box, bilinearly, and return where they reach the threshold, ``size``."""
+    """Spread probabilities ``(h, w)`` over a box, bilinearly, and return where they reach the threshold, ``size``."""
     rows, columns = (
         _weights(start, end, length, cells)
         for start, end, length, cells in zip(box[1::-1], box[:1:-1], size, mask.shape, strict=True)
@@ -131,7 +131,7 @@ def paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold: f
 
 
 def _weights(start: float, end: float, length: int, cells: int) -> np.ndarray:
-    """Share ``(length, cells)`` of each cell between ``start`` and ``end`` in each pixel; none beyond the ends."""
+    """Return the share ``(length, cells)`` of each cell from ``start`` to ``end`` in each pixel; none outside."""
     place = (np.arange(length) + 0.5 - start) / max(end - start, 1e-6) * cells - 0.5
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells))).astype(np.float32)
 

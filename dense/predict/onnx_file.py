@@ -1,7 +1,7 @@
-"""What has to be known of an ONNX file before a runtime may open it, read without the package ``onnx``.
+"""Reads what must be known about an ONNX file before a runtime may open it, without the package ``onnx``.
 
-An ONNX file is a message of Protocol Buffers: fields, each a key (number and wire type) and a value. Messages lie in
-the values of other messages. The tables follow ``onnx.proto``.
+An ONNX file is a Protocol Buffers message: fields, each a key (number and wire type) and a value. Values can be other
+messages. The tables follow ``onnx.proto``.
 """
 
 import mmap
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dense.errors import UserError
 
-# Message to the numbers of those fields that lead to tensors or to the description, and the messages in them.
+# Message -> the numbers of the fields that lead to tensors or to the description, and the messages in them.
 _FIELDS = {
     'model': {7: 'graph', 14: 'property', 20: 'training', 25: 'function'},
     'training': {1: 'graph', 2: 'graph'},
@@ -26,18 +26,18 @@ _MOST_LEVELS = 100  # as Protocol Buffers themselves allow
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
-    """Return the properties of an ONNX file, after a look at the files that it wants to read besides.
+    """Return the properties of an ONNX file, after checking the other files that it would read.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: It is no ONNX file, or names a file that does not lie in its own folder.
+        UserError: It is not an ONNX file, or names a file outside its own folder.
     """
     path, properties = Path(path), {}
     try:
         with path.open('rb') as file:
-            # Closed with the last view of it: an error holds on to some.
+            # Closed with its last view: an error keeps some of them alive.
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         for kind, key, value in _entries(memoryview(content), 'model', 0):
             if kind == 'external':
@@ -45,20 +45,20 @@ def read_properties(path: str | Path) -> dict[str, str]:
             else:
                 properties[key] = value
     except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}', 'change the rights of the file') from error
+        raise UserError(f'cannot read {path}: {error.strerror}', 'change the permissions of the file') from error
     except (ValueError, IndexError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f'{path} is no ONNX file, or is damaged', 'give a file that `dense export` wrote') from error
+        raise UserError(f'{path} is not an ONNX file, or is damaged', 'use a file that `dense export` wrote') from error
     return properties
 
 
 def _check_external(path: Path, name: str) -> None:
-    """Raise where a tensor lies outside of the folder: any file could be read in its place."""
+    """Raise if a tensor is outside the folder: it could be used to read any file."""
     if '/' in name or '\\' in name or name in ('', '.', '..') or '\0' in name or (path.parent / name).is_symlink():
         raise UserError(
-            f'{path} takes weights from {name!r}, which is no plain file beside it',
-            'do not trust this file; `dense export` puts weights into the file or right beside it',
+            f'{path} takes weights from {name!r}, which is not a plain file next to it',
+            'do not trust this file; `dense export` puts weights into the file or right next to it',
         )
 
 
@@ -71,7 +71,7 @@ def _entries(message: memoryview, kind: str, level: int) -> Iterator[tuple[str, 
         if inner is None:
             continue
         if value is None:
-            raise ValueError('a number in the place of a message')
+            raise ValueError('a number instead of a message')
         if inner in _PAIRS:
             texts = {at: bytes(text or b'').decode() for at, text in _split(value) if at in (1, 2)}
             yield inner, texts.get(1, ''), texts.get(2, '')
@@ -104,7 +104,7 @@ def _split(message: memoryview) -> Iterator[tuple[int, memoryview | None]]:
 
 
 def _number(message: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of 7 bits a byte, lowest first; return it and where the next thing starts."""
+    """Read a number of 7 bits per byte, lowest first; return it and where the next item starts."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]

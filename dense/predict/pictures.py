@@ -1,4 +1,4 @@
-"""Reading pictures of any kind as the network saw them in training: 8 bits, three channels, upright."""
+"""Reads pictures of any kind as the network saw them in training: 8 bits, three channels, upright."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
         RGB, (H, W, 3).
 
     Raises:
-        UserError: It is missing, empty, no picture or too large.
+        UserError: It is missing, empty, too large or not a picture.
     """
     remedy = 'give files that OpenCV reads, such as .jpg and .png'
     try:
@@ -38,7 +38,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     except cv2.error as error:  # a header that promises more pixels than OpenCV takes
         raise UserError(f'{path}: {str(error).strip()}', remedy) from error
     if picture is None:
-        raise UserError(f'{path}: no picture, or a damaged one', remedy)
+        raise UserError(f'{path}: not a picture, or a damaged one', remedy)
     if picture.shape[0] * picture.shape[1] > MOST_PIXELS:
         raise UserError(f'{path}: {picture.shape[1]} x {picture.shape[0]} pixels are too many', 'make it smaller')
     return np.ascontiguousarray(picture[..., ::-1], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""From pictures to files of results: :func:`predict_files`, which `dense infer` calls."""
+"""Writes results for pictures: :func:`predict_files`, which `dense infer` calls."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,15 +26,15 @@ def predict_files(
         model: File from `dense export`.
         pictures: Files.
         out: Folder for the results.
-        least_score: Of an object.
-        threads: Of the CPU; 0 leaves it to the runtime.
-        say: Takes a line for each picture.
+        least_score: Objects with a lower score are left out.
+        threads: CPU threads; 0 leaves the choice to the runtime.
+        say: Called with one line for each picture.
 
     Raises:
-        UserError: The model cannot be used, two results would have one name, or, after all others are done, some
-            pictures could not be read.
+        UserError: The model cannot be used, two results would have the same name, or (raised after all others are
+            done) some pictures could not be read.
     """
-    # What OpenCV says of damaged pictures is said here, in one line each.
+    # Damaged pictures are reported here in one line each, not by OpenCV.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     network = ExportedModel(model, threads=threads)
     stems = [Path(out) / Path(name).stem for name in pictures]
@@ -42,7 +42,7 @@ def predict_files(
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'cannot make the folder {out}: {error.strerror}', 'name another one with --out') from error
+        raise UserError(f'cannot make the folder {out}: {error.strerror}', 'choose another one with --out') from error
     unread = []
     for name, stem in zip(pictures, stems, strict=True):
         try:
@@ -60,13 +60,13 @@ def predict_files(
 
 
 def _check_names(network: ExportedModel, pictures: Sequence[str | Path], stems: Sequence[Path]) -> None:
-    """Raise where one result would overwrite another, or a picture that is still to be read."""
+    """Raise if one result would overwrite another, or a picture that has yet to be read."""
     given = {Path(name).resolve(): name for name in pictures}
     taken: dict[Path, str | Path] = {}
     for name, stem in zip(pictures, stems, strict=True):
         for file in result_files(network, stem):
             if file.resolve() in given:
-                raise UserError(f'the result {file} would overwrite a given picture', 'name another folder with --out')
+                raise UserError(f'the result {file} would overwrite a given picture', 'use another folder with --out')
             if taken.setdefault(file, name) != name:
                 raise UserError(
                     f'{taken[file]} and {name} would both be written to {file}', 'run them into different folders'

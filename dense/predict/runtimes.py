@@ -1,4 +1,4 @@
-"""What runs an exported file: ONNX Runtime."""
+"""Runs an exported file with ONNX Runtime."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Runner = Callable[[np.ndarray], list[np.ndarray]]  # image (1, 3, H, W), RGB, 0.
 # Others would compile, cache or load what a file names.
 PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
 _FATAL = 4  # what ONNX Runtime itself writes to the screen
-_REMEDY = 'export the model again with `dense export`, or ask where the file comes from'
+_REMEDY = 'export the model again with `dense export`, or check where the file comes from'
 
 
 def open_onnx(path: str | Path, threads: int) -> tuple[Runner, Description]:
@@ -22,13 +22,13 @@ def open_onnx(path: str | Path, threads: int) -> tuple[Runner, Description]:
 
     Args:
         path: The file.
-        threads: Of the CPU; 0 leaves it to the runtime.
+        threads: CPU threads; 0 leaves the choice to the runtime.
 
     Returns:
         A function of an image, and the file's description.
 
     Raises:
-        UserError: It is none that ``dense export`` wrote for a whole model, or it cannot be run.
+        UserError: ``dense export`` did not write it for a whole model, or it cannot be run.
     """
     properties = read_properties(path)
     if METADATA not in properties:
@@ -41,7 +41,7 @@ def open_onnx(path: str | Path, threads: int) -> tuple[Runner, Description]:
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         try:
             return session.run(list(about.outputs), {image.name: pixels})
-        except Exception as error:  # ONNX Runtime's own have no base of theirs
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             size = f'{pixels.shape[2]} x {pixels.shape[3]} pixels'
             raise UserError(f'{path} fails on a picture of {size}: {_first_line(error)}', _REMEDY) from error
 

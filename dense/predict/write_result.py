@@ -1,4 +1,4 @@
-"""What `dense infer` writes for a picture: numbers as text or labels, and the picture with the result drawn on it."""
+"""Writes what `dense infer` finds: numbers as text or labels, and the picture with the result drawn on it."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from dense.predict.description import Description
 from dense.predict.exported import Arrays, ExportedModel
 from dense.visualization.draw import Objects, Picture, draw_labels, draw_objects
 
-_QUALITY = 95  # of JPEG
+_QUALITY = 95  # JPEG quality
 
 
 def result_files(model: ExportedModel, stem: Path) -> tuple[Path, Path]:
@@ -29,13 +29,13 @@ def write_result(model: ExportedModel, picture: Picture, stem: Path, least_score
         model: A detector or a segmentor.
         picture: RGB, uint8, ``(H, W, 3)``.
         stem: Path of the results, without suffix.
-        least_score: Of an object.
+        least_score: Objects with a lower score are left out.
 
     Returns:
         A line that says what was found.
 
     Raises:
-        UserError: The file does not give what it describes, or the results cannot be written.
+        UserError: The file's output does not match its description, or the results cannot be written.
     """
     found = model(picture, least_score=least_score)
     numbers, drawing = result_files(model, stem)
@@ -51,14 +51,16 @@ def write_result(model: ExportedModel, picture: Picture, stem: Path, least_score
             drawn = draw_labels(picture, found['labels'], palette=palette, natural_size=True)
         Image.fromarray(drawn).save(drawing, format='JPEG', quality=_QUALITY)
     except OSError as error:
-        raise UserError(f'cannot write {error.filename or drawing}: {error.strerror or error}', 'mend --out') from error
+        raise UserError(
+            f'cannot write {error.filename or drawing}: {error.strerror or error}', 'choose another folder with --out'
+        ) from error
     if model.about.task == 'instances':
         return f'{len(found["labels"])} objects'
     return ', '.join(names[label] for label in np.unique(found['labels']))
 
 
 def _rows(about: Description, found: Arrays, names: list[str]) -> list[dict[str, object]]:
-    """One table for each object, with COCO's words for the mask and, where the training data had it, its number."""
+    """Return a dict for each object, with COCO's keys for the mask and, if the training data had one, its number."""
     rows = []
     for i, label in enumerate(found['labels']):
         row: dict[str, object] = dict(box=[round(float(v), 2) for v in found['boxes'][i]])
@@ -72,7 +74,7 @@ def _rows(about: Description, found: Arrays, names: list[str]) -> list[dict[str,
 
 
 def _label_map(about: Description, labels: np.ndarray) -> np.ndarray:
-    """The numbers that training would read, ``(H, W)``, in 8 bits where they fit."""
+    """Return the numbers that training would read, ``(H, W)``, in 8 bits if they fit."""
     numbers = np.array(about.numbers)[labels] if about.numbers else labels
     return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 

@@ -1,1 +1,1 @@
-"""Drawing input, truth and prediction."""
+"""Draws input, truth and prediction."""

@@ -35,7 +35,7 @@ class Objects:
     Attributes:
         boxes: ``(x1, y1, x2, y2)`` in pixels of the image, shape (K, 4).
         labels: Class of each, int of shape (K,).
-        masks: Their pixels, bool of shape (K, H, W), or None for boxes alone.
+        masks: Their pixels, bool of shape (K, H, W), or None for boxes only.
         scores: Confidence of each in 0..1, shape (K,), or None for the truth.
     """
 
@@ -49,7 +49,7 @@ class Objects:
         return self if self.scores is None else self.select(np.flatnonzero(self.scores >= min_score))
 
     def largest_first(self) -> 'Objects':
-        """Return the objects by falling size of their boxes: painted so, no small one is covered by a large one."""
+        """Return the objects by decreasing size of their boxes, so that no small one is painted over by a large one."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return self.select(np.argsort(-sides.prod(axis=1), kind='stable'))
 
@@ -126,7 +126,7 @@ def compare_labels(
 def compare_class(
     image: Picture, truth: int, prediction: int, score: float, *, names: Sequence[str], title: str = ''
 ) -> Picture:
-    """Draw an image over its true class and the predicted one, which is marked green where it is right, else red.
+    """Draw an image above its true class and the predicted one, marked green if it is right and red otherwise.
 
     Args:
         image: RGB, (H, W, 3).
@@ -154,10 +154,10 @@ def draw_objects(
 
     Args:
         image: RGB, (H, W, 3).
-        objects: What to paint; large ones lie below small ones.
+        objects: What to paint; large ones are painted first.
         names: Name of each class.
         palette: RGB colour of each class.
-        opacity: Of the tint, 0..1.
+        opacity: Opacity of the tint, 0..1.
         natural_size: Keep the size of the image; lines and names grow with it.
 
     Returns:
@@ -195,7 +195,7 @@ def draw_labels(
         image: RGB, (H, W, 3).
         labels: Class of each pixel, (H, W); values without a colour do not count.
         palette: RGB colour of each class.
-        opacity: Of the colours, 0..1.
+        opacity: Opacity of the colours, 0..1.
         natural_size: Keep the size of the image.
 
     Returns:
@@ -255,7 +255,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _tag(page: Image.Image, corner: tuple[float, float], text: str, color: Color, stroke: float) -> None:
-    """Write a name on a plate of the class's colour above a corner, moved inside the page where it would leave it."""
+    """Write a name on a plate of the class's colour above a corner, moved inside the page if it would leave it."""
     draw, font, margin = ImageDraw.Draw(page), _font(round(13 * stroke)), round(3 * stroke)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin - 1

@@ -1,4 +1,4 @@
-"""Saving pictures of input, truth and prediction while a model is tested."""
+"""Saves pictures of input, truth and prediction while a model is tested."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ from dense.visualization.draw import (
 class PictureHook(Hook):
     """Save one picture per test image, and a sheet of the first ones as ``sheet.png``.
 
-    Works for whatever puts instances or label maps into its samples, as mmdet's and mmseg's models do, or classes, as
-    our classifier does.
+    Works for any model that puts instances or label maps (like mmdet's and mmseg's models) or classes (like our
+    classifier) into its samples.
 
     Args:
-        out_dir: Folder for the pictures; made where it is missing.
+        out_dir: Folder for the pictures; created if missing.
         max_pictures: Stop drawing after so many images of a process; None draws all.
         sheet_size: Pictures on the sheet.
         min_score: Predicted objects with a lower score are left out.
@@ -64,7 +64,7 @@ class PictureHook(Hook):
                 self._sheet.append(picture)
 
     def _is_worth_a_place(self, sample: Any) -> bool:
-        if 'pred_label' in sample:  # images in folders come class by class: one of each
+        if 'pred_label' in sample:  # images in folders come class by class, so take one of each
             is_new = sample.gt_label not in self._classes
             self._classes.add(sample.gt_label)
             return is_new
@@ -83,7 +83,7 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
     Args:
         sample: A data sample with ``pred_instances`` or ``pred_sem_seg`` and the truth in the image's own size, or
             with ``pred_label``.
-        metainfo: Of the data set: ``classes``, and ``palette`` if it has one.
+        metainfo: That of the data set: ``classes``, and ``palette`` if it has one.
         min_score: Predicted objects with a lower score are left out.
 
     Raises:
@@ -115,7 +115,7 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
 
 def _name(sample: Any) -> str:
     path = Path(sample.img_path)
-    # Images of several classes' folders may have one name.
+    # Images in the folders of several classes may have the same name.
     return f'{path.parent.name}-{path.stem}' if 'pred_label' in sample else path.stem
 
 

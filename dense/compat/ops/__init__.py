@@ -73,7 +73,7 @@ SERVED = {
     'SyncBatchNorm': 'PyTorch',
 }
 
-# Module of mmcv.ops, name in it, and what takes its place.
+# Module of mmcv.ops, name in it, and its replacement.
 FUNCTIONS: tuple[tuple[str, str, Callable], ...] = (
     ('roi_align', 'roi_align', roi.roi_align),
     ('roi_pool', 'roi_pool', roi.roi_pool),
@@ -87,7 +87,7 @@ FUNCTIONS: tuple[tuple[str, str, Callable], ...] = (
     ('carafe', 'carafe_naive', carafe.carafe),
 )
 
-# Where mmcv's own wrapper calls an autograd function by its class: module, class, and what takes ``apply``'s place.
+# Where mmcv's own wrapper calls an autograd function by its class: module, class, and the replacement of ``apply``.
 APPLY: tuple[tuple[str, str, Callable], ...] = (
     ('nms', 'NMSop', nms.filtered_kept_indices),
     ('nms', 'SoftNMSop', nms.soft_nms),
@@ -96,13 +96,13 @@ APPLY: tuple[tuple[str, str, Callable], ...] = (
 
 
 def replace(mmcv_ops: ModuleType) -> None:
-    """Put these functions in the place of mmcv's, wherever they are already bound.
+    """Replace mmcv's functions with these, wherever they are already bound.
 
     Args:
         mmcv_ops: The imported package ``mmcv.ops``.
     """
 
-    # A module cannot be had as an attribute of the package, where a function of the same name hides it.
+    # A module cannot be read as an attribute of the package if a function of the same name hides it.
     def submodule(name: str) -> Any:
         return sys.modules[f'{mmcv_ops.__name__}.{name}']
 
@@ -114,7 +114,7 @@ def replace(mmcv_ops: ModuleType) -> None:
 
 
 def keep_exact_regions(module: ModuleType) -> None:
-    """Make mmdet's extractor of region features keep the regions' precision under autocast.
+    """Make mmdet's extractor of region features keep the precision of the regions under autocast.
 
     It casts the regions to the features' dtype: bfloat16 coordinates above 1024 are multiples of 8 pixels.
 

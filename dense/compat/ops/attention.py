@@ -18,7 +18,7 @@ from dense.compat.ops.common import needs_determinism, vector_jacobian, without_
 def multi_scale_deformable_attention(
     value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Sum weighted samples over levels and points; stands in for ``multi_scale_deformable_attn_pytorch`` of mmcv.
+    """Sum weighted samples over levels and points; replaces ``multi_scale_deformable_attn_pytorch`` of mmcv.
 
     Args:
         value: Pixels of all levels in reading order, shape (B, K, M, D).
@@ -38,7 +38,7 @@ def multi_scale_deformable_attention(
     if sum(num_pixels) != value.shape[1]:
         raise ValueError(
             f'value has {value.shape[1]} pixels, but the levels {shapes} have {sum(num_pixels)}\n'
-            'flatten the same feature maps whose shapes are given'
+            'flatten the feature maps whose shapes are given'
         )
     batch, _, heads, channels = value.shape
     dtype = working_dtype(value, sampling_locations)
@@ -64,7 +64,7 @@ def attend(
     attention_weights: Tensor,
     im2col_step: int = 64,
 ) -> Tensor:
-    """Call :func:`multi_scale_deformable_attention`; stands in for ``MultiScaleDeformableAttnFunction.apply``.
+    """Call :func:`multi_scale_deformable_attention`; replaces ``MultiScaleDeformableAttnFunction.apply``.
 
     Args:
         value: Shape (B, K, M, D).
@@ -72,7 +72,7 @@ def attend(
         value_level_start_index: First pixel of each level, shape (L,); follows from the shapes.
         sampling_locations: Shape (B, Q, M, L, P, 2).
         attention_weights: Shape (B, Q, M, L, P).
-        im2col_step: Images that mmcv's kernel takes at once; without effect here.
+        im2col_step: Images that mmcv's kernel takes at once; has no effect here.
 
     Returns:
         Shape (B, Q, M * D), dtype of ``value``.
@@ -86,7 +86,7 @@ def _sample(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 def _sample_in_fixed_order(maps: Tensor, grid: Tensor) -> Tensor:
-    """Interpolate as :func:`_sample` by indexing, whose backward pass adds in a fixed order."""
+    """Interpolate like :func:`_sample`, but by indexing, whose backward pass adds in a fixed order."""
     batch, _, height, width = maps.shape
     extent = grid.new_tensor([width, height])
     points = (grid + 1) * extent / 2 - 0.5  # pixel centres lie at whole numbers

@@ -1,7 +1,7 @@
-"""Content-aware reassembly of features: upsampling with a kernel of its own for every output pixel.
+"""Content-aware reassembly of features: upsampling with a separate kernel for every output pixel.
 
 Wang et al., CARAFE: Content-Aware ReAssembly of FEatures, 2019, equation 3 (https://arxiv.org/abs/1905.02188). mmcv has
-two kernels, a plain and a fast one, which compute the same.
+two kernels, a plain and a fast one, which compute the same result.
 
 Legend of shapes: N images, C channels in G groups, H and W of the feature map, K x K taps, S the factor of the size.
 """
@@ -16,20 +16,20 @@ from torch.autograd.function import once_differentiable
 
 from dense.compat.ops.common import vector_jacobian, without_autocast, working_dtype
 
-NUMBERS_AT_ONCE = 1 << 24  # of all windows; they have K * K times the numbers of the map, hence rows are taken in turn
+NUMBERS_AT_ONCE = 1 << 24  # of all windows; they hold K * K times the map's numbers, so rows are taken in turn
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    """Upsample; stands in for ``mmcv.ops.carafe`` and ``mmcv.ops.carafe_naive``.
+    """Upsample; replaces ``mmcv.ops.carafe`` and ``mmcv.ops.carafe_naive``.
 
     Each output pixel is the sum of the K x K pixels around the one that it comes from, weighted by its own kernel.
-    Beyond the border are zeros.
+    Pixels beyond the border are zero.
 
     Args:
         features: Shape (N, C, H, W).
         masks: Kernels in reading order, shape (N, G * K * K, H * S, W * S).
         kernel_size: K, odd.
-        group_size: G, groups of channels with kernels of their own.
+        group_size: G, groups of channels, each with its own kernels.
         scale_factor: S, at least 1.
 
     Returns:
@@ -46,7 +46,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
 
 
 class _Reassemble(torch.autograd.Function):
-    """Makes the windows of a few rows at a time, in the backward pass anew, so that none are held between the two."""
+    """Builds the windows of a few rows at a time, and again in the backward pass, so none are held in between."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
@@ -101,7 +101,7 @@ def _cropped(padded: Tensor, kernel: int) -> Tensor:
 
 
 def _places(padded: Tensor, rows: slice, kernel: int) -> Iterator[tuple[slice, ...]]:
-    """Return, tap by tap in reading order, which part of the padded map the tap sees from these rows."""
+    """Yield for each tap, in reading order, the part of the padded map that it sees from these rows."""
     width = padded.shape[3] - kernel + 1
     for i in range(kernel):
         for j in range(kernel):
@@ -130,7 +130,7 @@ def _check(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int
     if kernel < 1 or kernel % 2 == 0 or scale < 1:
         raise ValueError(
             f'kernel_size is {kernel}, scale_factor is {scale}, allowed are odd sizes and factors of at least 1\n'
-            'mend the two numbers'
+            'fix the two numbers'
         )
     num, channels, height, width = features.shape
     if groups < 1 or channels % groups:
@@ -140,12 +140,12 @@ def _check(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int
         raise ValueError(
             f'masks have shape {tuple(masks.shape)}, but features of shape {tuple(features.shape)}, kernel_size '
             f'{kernel}, group_size {groups} and scale_factor {scale} allow {expected}\n'
-            'mend the layer that makes the masks, or these numbers'
+            'fix the layer that makes the masks, or these numbers'
         )
 
 
 # The calling convention of mmcv's compiled extension. The fast kernel gets buffers for maps with the channels last, of
-# which only the one that goes from its forward to its backward function is needed.
+# which only the one passed from its forward to its backward function is needed.
 
 
 def _naive_forward(

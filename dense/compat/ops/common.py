@@ -1,4 +1,4 @@
-"""What all families of ops share: the arithmetic's precision, determinism and vector-Jacobian products."""
+"""Helpers that all families of ops share: precision of the arithmetic, determinism, vector-Jacobian products."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """Return a context in which autocast leaves alone what runs on the tensor's device."""
+    """Return a context that disables autocast on the tensor's device."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -17,7 +17,7 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
     """Return float64 if any tensor has it, else float32.
 
     Coordinates in half precision are off by whole pixels (bfloat16 steps by 8 above 1024), and several kernels of
-    torchvision have no half precision on the CPU, so that the ops compute in at least float32.
+    torchvision have no half precision on the CPU, so the ops compute in at least float32.
     """
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -38,7 +38,7 @@ def pair(size: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
 def vector_jacobian(function: Callable[..., Tensor], inputs: list[Tensor], grad_output: Tensor) -> list[Tensor]:
     """Differentiate ``function(*inputs)`` with respect to each input, weighted by ``grad_output``.
 
-    Serves the backward functions of ``mmcv._ext``, which are called where autograd is switched off.
+    It serves the backward functions of ``mmcv._ext``, which are called with autograd switched off.
 
     Returns:
         One gradient per input, of the input's shape; zeros where the output does not depend on it.

@@ -6,8 +6,8 @@ Deformable ConvNets v2, 2018, equation 1 (https://arxiv.org/abs/1811.11168), whi
 Legend of shapes: N images, C input and O output channels, KH x KW kernel, G groups of deformation (channels that share
 offsets), H' and W' of the output. The offsets' channels are G x KH x KW pairs (dy, dx).
 
-A sampling point at -1 or less, or at the map's height or width or more, lies outside: it samples 0 and moving it
-changes nothing. Every point in the padding of a freshly initialised layer lies exactly there, where torchvision takes
+A sampling point at -1 or less, or at the map's height or width or more, is outside: it samples 0 and moving it
+changes nothing. Every point in the padding of a freshly initialised layer is exactly there; torchvision takes
 the slope of the inner side instead.
 """
 
@@ -33,7 +33,7 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """Convolve at displaced sampling points; stands in for ``mmcv.ops.deform_conv2d``.
+    """Convolve at displaced sampling points; replaces ``mmcv.ops.deform_conv2d``.
 
     Args:
         input: Shape (N, C, H, W).
@@ -46,13 +46,13 @@ def deform_conv2d(
         deform_groups: G.
         bias: Always False: mmcv adds the bias outside.
         im2col_step: How many images mmcv's kernel takes at once. A larger batch must be a multiple of it, as in mmcv;
-            else it is without effect here.
+            otherwise it has no effect here.
 
     Returns:
-        Shape (N, O, H', W'), dtype of ``offset``, which tells autocast's precision as in mmcv.
+        Shape (N, O, H', W'), dtype of ``offset``, which sets the precision under autocast, as in mmcv.
 
     Raises:
-        AssertionError: N is more than ``im2col_step`` and no multiple of it.
+        AssertionError: N is more than ``im2col_step`` and not a multiple of it.
         ValueError: The channels do not fit the groups, the offset does not fit the kernel or the output, the input is
             too small, or ``bias`` is True.
     """
@@ -82,7 +82,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolve at displaced and weighted sampling points; stands in for ``mmcv.ops.modulated_deform_conv2d``.
+    """Convolve at displaced and weighted sampling points; replaces ``mmcv.ops.modulated_deform_conv2d``.
 
     Args:
         input: Shape (N, C, H, W).
@@ -99,7 +99,7 @@ def modulated_deform_conv2d(
         deform_groups: G.
 
     Returns:
-        Shape (N, O, H', W'), dtype of ``offset``, which tells autocast's precision as in mmcv.
+        Shape (N, O, H', W'), dtype of ``offset``, which sets the precision under autocast, as in mmcv.
 
     Raises:
         ValueError: The channels do not fit the groups, the offset or mask does not fit the kernel or is smaller than
@@ -167,7 +167,7 @@ def _convolve_in_fixed_order(
     dilation: Pair,
     mask: Tensor | None,
 ) -> Tensor:
-    """Convolve as torchvision's kernel, by indexing, whose backward pass adds in a fixed order."""
+    """Convolve like torchvision's kernel, but by indexing, whose backward pass adds in a fixed order."""
     num_out, per_group, kernel_h, kernel_w = weight.shape
     num, channels = input.shape[:2]
     out_h, out_w = offset.shape[2:]
@@ -236,7 +236,7 @@ def _in_shape(name: str, tensor: Tensor, size: Pair) -> Tensor:
 
 
 def _check_step(num: int, im2col_step: int) -> None:
-    """Refuse a batch that mmcv refuses, with its kind of error: code and tests may expect it."""
+    """Refuse a batch that mmcv refuses, with the same type of error, because code and tests may expect it."""
     step = min(im2col_step, num)
     if step and num % step:
         raise AssertionError(
@@ -248,7 +248,7 @@ def _check_step(num: int, im2col_step: int) -> None:
 def _check_channels(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, groups: int, deform_groups: int
 ) -> None:
-    """Compare the declared groups with the shapes, from which torchvision alone would infer them."""
+    """Check the declared groups against the shapes; torchvision infers them from the shapes alone."""
     points = deform_groups * weight.shape[2] * weight.shape[3]
     expected = {'input': (input, weight.shape[1] * groups), 'offset': (offset, 2 * points)}
     if mask is not None:
@@ -257,5 +257,5 @@ def _check_channels(
         if tensor.shape[1] != channels:
             raise ValueError(
                 f'{name} has {tensor.shape[1]} channels, but a weight of shape {tuple(weight.shape)}, groups {groups} '
-                f'and deform_groups {deform_groups} allow {channels}\nmend the groups or the layer that makes {name}'
+                f'and deform_groups {deform_groups} allow {channels}\nfix the groups or the layer that makes {name}'
             )

@@ -1,4 +1,4 @@
-"""Deformable pooling of regions of interest: RoIAlign whose bins move.
+"""Deformable pooling of regions of interest: RoIAlign with displaced bins.
 
 Dai et al., Deformable Convolutional Networks, 2017, section 2.2 (https://arxiv.org/abs/1703.06211).
 
@@ -27,13 +27,13 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Average bilinear samples of bins that are moved; stands in for ``mmcv.ops.deform_roi_pool``.
+    """Average bilinear samples of bins that are moved; replaces ``mmcv.ops.deform_roi_pool``.
 
     Args:
         input: Feature map, shape (N, C, H, W).
         rois: Index of the image and corners ``(n, x1, y1, x2, y2)`` in pixels of the image, shape (R, 5).
-        offset: Displacements ``(dx, dy)`` of the bins, shape (R, 2, PH, PW), in parts of the region's width and height
-            over ``gamma``. None or an empty tensor moves nothing.
+        offset: Displacements ``(dx, dy)`` of the bins, shape (R, 2, PH, PW), in units of the region's width and height
+            before ``gamma`` is applied. None or an empty tensor moves nothing.
         output_size: Bins of a region, ``(PH, PW)`` or one number for both.
         spatial_scale: Size of the feature map over that of the image.
         sampling_ratio: Samples per bin and axis; 0 takes as many as the bin covers pixels, rounded up.
@@ -41,11 +41,11 @@ def deform_roi_pool(
 
     Returns:
         Shape (R, C, PH, PW), dtype of ``input``. The arithmetic is in float32 or better. The gradient of the
-        displacements is mmcv's: beyond the centres of the outermost pixels it goes on with the slopes of the cell that
-        begins at the border, and is 0 along the last row or column.
+        displacements is mmcv's: beyond the centres of the outermost pixels it continues with the slopes of the cell
+        that begins at the border, and is 0 along the last row or column.
 
     Raises:
-        ValueError: ``rois`` has not five columns, or the offset does not fit.
+        ValueError: ``rois`` does not have five columns, or the offset does not fit.
     """
     size = pair(output_size)
     _check(rois, offset, size)
@@ -56,7 +56,7 @@ def deform_roi_pool(
         start, bin_size, counts = roi_rows.sample_grids(regions, size, float(spatial_scale), int(sampling_ratio), True)
         extent = bin_size * bin_size.new_tensor(size)  # height and width
         moved = start[:, :, None, None] + gamma * extent[:, :, None, None] * shifts.flip(1)  # y, x of each bin
-        # With no region at all the inputs must still be part of the graph, hence the empty sums.
+        # Without any region the inputs must still be part of the graph, hence the empty sums.
         indices, parts = [], [features.new_zeros(0, features.shape[1], *size) + features[:0].sum() + shifts[:0].sum()]
         for index, grid in _chunks(counts, features.shape[1] * size[0] * size[1]):
             indices.append(index)
@@ -80,7 +80,7 @@ def _check(rois: Tensor, offset: Tensor | None, size: tuple[int, int]) -> None:
 
 
 def _chunks(counts: Tensor, numbers: int) -> list[tuple[Tensor, tuple[int, int]]]:
-    """Return indices of regions that have equally many points per bin, few enough at a time, and that many points."""
+    """Return indices of regions with the same number of points per bin, a limited number at a time, and this number."""
     kinds, kind_of = torch.unique(counts, dim=0, return_inverse=True)
     chunks = []
     for kind, grid in enumerate(kinds.tolist()):
@@ -106,7 +106,7 @@ def _steps(bin_size: Tensor, num_bins: int, num_points: int) -> Tensor:
 
 
 def _sample(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Interpolate maps (N, C, H, W) at points (R, ...), within a pixel outside at the border; (R, C, ...)."""
+    """Interpolate maps (N, C, H, W) at points (R, ...), up to a pixel outside at the border; (R, C, ...)."""
     y, x = torch.broadcast_tensors(y, x)
     at_y, at_x = y.detach(), x.detach()
     limits = features.shape[2], features.shape[3]
@@ -121,7 +121,7 @@ def _sample(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     a, b, c, d = pixels(top, left), pixels(top, right), pixels(bottom, left), pixels(bottom, right)
     down, across = down[:, None], across[:, None]
     value = (1 - down) * ((1 - across) * a + across * b) + down * ((1 - across) * c + across * d)
-    # The value does not know where the points are. What is added is 0 and carries mmcv's slopes.
+    # The value has no gradient for the points. The term added here is 0 and carries mmcv's slopes.
     with torch.no_grad():
         from_top, to_bottom = (at_y - top)[:, None], (bottom - at_y)[:, None]
         from_left, to_right = (at_x - left)[:, None], (right - at_x)[:, None]
@@ -137,7 +137,7 @@ def _cell(at: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp(max=limit - 1), clamped - low
 
 
-# The calling convention of mmcv's compiled extension; an empty offset stands for none.
+# The calling convention of mmcv's compiled extension; an empty offset means none.
 
 
 def _forward(

@@ -1,8 +1,8 @@
 """Focal losses over sigmoid and softmax probabilities.
 
 Lin et al., Focal Loss for Dense Object Detection, 2017, equation 5 (https://arxiv.org/abs/1708.02002). Everything is
-computed from logarithms of probabilities, so that neither a loss nor a gradient overflows at large logits, where mmcv
-clamps the logarithm at the smallest float32 instead.
+computed from logarithms of probabilities, so neither a loss nor a gradient overflows at large logits. There mmcv
+clamps the logarithm at the smallest float32.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def sigmoid_focal_loss(
     weight: Tensor | None = None,
     reduction: str = 'mean',
 ) -> Tensor:
-    """Compare each class' logit with whether it is the target; stands in for ``mmcv.ops.sigmoid_focal_loss``.
+    """Compute the focal loss of each class as a yes-or-no question; replaces ``mmcv.ops.sigmoid_focal_loss``.
 
     Args:
         input: Logits, shape (N, C).
@@ -35,7 +35,7 @@ def sigmoid_focal_loss(
         reduction: ``'none'``, ``'mean'`` (the sum over N, not over N * C) or ``'sum'``.
 
     Returns:
-        Shape (N, C), or a scalar; float32, or float64 as the input: a sum in half precision would overflow.
+        Shape (N, C), or a scalar; float32, or float64 for such input: a sum in half precision would overflow.
 
     Raises:
         ValueError: Shapes or dtypes do not fit, or ``reduction`` is unknown.
@@ -61,7 +61,7 @@ def softmax_focal_loss(
     weight: Tensor | None = None,
     reduction: str = 'mean',
 ) -> Tensor:
-    """Weigh down the cross entropy of well-classified rows; stands in for ``mmcv.ops.softmax_focal_loss``.
+    """Compute the cross entropy, scaled down for well-classified rows; replaces ``mmcv.ops.softmax_focal_loss``.
 
     Args:
         input: Logits, shape (N, C).
@@ -72,7 +72,7 @@ def softmax_focal_loss(
         reduction: ``'none'``, ``'mean'`` (over all N rows) or ``'sum'``.
 
     Returns:
-        Shape (N,), or a scalar; float32, or float64 as the input.
+        Shape (N,), or a scalar; float32, or float64 for such input.
 
     Raises:
         ValueError: Shapes or dtypes do not fit, or ``reduction`` is unknown.
@@ -103,7 +103,7 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str)
 
 
 def _row_weights(weight: Tensor, target: Tensor) -> Tensor:
-    """Return the weight of each row's class, 1 where the target is no class (mmcv reads beyond the weights there)."""
+    """Return the weight of each row's class, 1 if the target is not a class (mmcv reads beyond the weights there)."""
     is_class = (target >= 0) & (target < len(weight))
     chosen = weight[target.where(is_class, torch.zeros_like(target))]
     return torch.where(is_class, chosen, torch.ones_like(chosen))
@@ -115,7 +115,7 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.sum() / len(loss) if reduction == 'mean' else loss.sum()
 
 
-# The calling convention of mmcv's compiled extension; an empty weight stands for none.
+# The calling convention of mmcv's compiled extension; an empty weight means none.
 
 
 def _sigmoid_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float) -> None:
@@ -132,7 +132,7 @@ def _sigmoid_backward(
 
 
 def _log_of(softmax: Tensor) -> Tensor:
-    """Return logits that have these probabilities; a gradient with respect to logits depends on these alone."""
+    """Return logits that have these probabilities; the gradient with respect to logits depends only on the latter."""
     return softmax.clamp(min=torch.finfo(softmax.dtype).tiny).log()
 
 

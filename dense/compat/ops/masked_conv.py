@@ -1,6 +1,6 @@
-"""Convolution at the marked pixels alone, in the calling convention of mmcv's compiled extension.
+"""Convolution at the marked pixels only, in the calling convention of mmcv's compiled extension.
 
-mmcv's own function multiplies the columns with the weight and calls these two around it. It has no backward pass: its
+mmcv's own function multiplies the columns by the weight and calls these two around it. It has no backward pass: its
 gradients are None.
 
 Legend of shapes: one image of C channels, H and W of the map, KH x KW kernel, P marked pixels, stride 1.

@@ -3,7 +3,7 @@
 Plain suppression is torchvision's; mmcv's ``offset`` (1 in its first versions, where a box of one pixel had
 ``x1 == x2``) adds to each width and height, which equals moving the lower right corner. Soft-NMS follows Bodla et al.,
 Soft-NMS: improving object detection with one line of code, 2017 (https://arxiv.org/abs/1704.04503), in NumPy: it is
-sequential by nature, and mmcv too has it for the CPU alone.
+sequential by nature, and mmcv, too, has it for the CPU only.
 """
 
 import functools
@@ -29,7 +29,7 @@ def kept_indices(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: in
         offset: 0 or 1, added to widths and heights.
 
     Returns:
-        Indices of the kept boxes by falling score, shape (K,), int64.
+        Indices of the kept boxes by descending score, shape (K,), int64.
     """
     dtype = working_dtype(boxes, scores)
     corners = boxes.detach().to(dtype)
@@ -44,7 +44,7 @@ def kept_indices(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: in
 def filtered_kept_indices(
     bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int, score_threshold: float, max_num: int
 ) -> Tensor:
-    """Suppress as :func:`kept_indices` among the boxes above a score; stands in for ``NMSop.apply`` of mmcv.
+    """Suppress as :func:`kept_indices` among the boxes above a score; replaces ``NMSop.apply`` of mmcv.
 
     Args:
         bboxes: Shape (N, 4).
@@ -55,7 +55,7 @@ def filtered_kept_indices(
         max_num: How many to return at most; 0 or less returns all.
 
     Returns:
-        Indices into ``bboxes`` by falling score, int64.
+        Indices into ``bboxes`` by descending score, int64.
     """
     if score_threshold > 0:
         candidates = (scores > score_threshold).nonzero().squeeze(1)
@@ -89,19 +89,19 @@ def in_full_precision(batched_nms: Callable[..., tuple[Tensor, Tensor]]) -> Call
 def soft_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int, offset: int
 ) -> tuple[Tensor, Tensor]:
-    """Lower the scores of boxes that overlap better ones; stands in for ``SoftNMSop.apply`` of mmcv.
+    """Lower the scores of boxes that overlap better ones; replaces ``SoftNMSop.apply`` of mmcv.
 
     The best of the remaining boxes is taken, and the others' scores are multiplied by a weight that depends on their
     overlap with it: 0 (naive) or ``1 - iou`` (linear) from the threshold on, ``exp(-iou ** 2 / sigma)`` (Gaussian)
-    everywhere. A box that falls below ``min_score`` is dropped. Of equal scores, the first in the present order wins;
-    as in mmcv, taking a box swaps it to the front, and a dropped box's place goes to the last one.
+    everywhere. A box that falls below ``min_score`` is dropped. Of equal scores, the first in the current order wins;
+    as in mmcv, a box that is taken is swapped to the front, and the last box fills the place of a dropped one.
 
     Args:
         boxes: Corners, shape (N, 4).
         scores: Shape (N,).
         iou_threshold: In [0, 1]; a box with exactly this overlap is lowered.
         sigma: Width of the Gaussian.
-        min_score: What a lowered score must reach.
+        min_score: Least value that a lowered score must have.
         method: 0 naive, 1 linear, 2 Gaussian.
         offset: 0 or 1, added to widths and heights.
 
@@ -127,7 +127,7 @@ def soft_nms(
 def _soft_weights(
     best: np.ndarray, others: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int
 ) -> np.ndarray:
-    """Return what multiplies the scores of the (K, 5) other boxes, given the (5,) best one; shape (K,)."""
+    """Return the factors for the scores of the (K, 5) other boxes, given the (5,) best one; shape (K,)."""
     iou = _iou_with_one(best, others, offset)
     if method == GAUSSIAN:
         return np.exp(-(iou * iou) / others.dtype.type(sigma))
@@ -136,7 +136,7 @@ def _soft_weights(
 
 
 def _iou_with_one(one: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """Return the IoU of one box with (K, 4 or more) others; 0 where they do not meet, even if neither has an area."""
+    """Return the IoU of one box with (K, 4 or more) others; 0 without overlap, even if neither box has an area."""
     extent = np.minimum(one[2:4], others[:, 2:4]) - np.maximum(one[:2], others[:, :2]) + offset
     intersection = np.maximum(extent, 0).prod(axis=1)
     areas = (others[:, 2:4] - others[:, :2] + offset).prod(axis=1)
@@ -165,7 +165,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         iou_threshold: In [0, 1]; a box with exactly this overlap is suppressed.
 
     Returns:
-        One list per kept box by falling score: its index, then those of the boxes that it suppresses.
+        One list per kept box by descending score: its index, then those of the boxes that it suppresses.
     """
     table = dets.detach().to(working_dtype(dets)).cpu().numpy()
     order = np.argsort(-table[:, 4], kind='stable')

@@ -1,10 +1,10 @@
 """Masks of point-wise spatial attention, spread over the whole map.
 
 Zhao et al., PSANet: Point-wise Spatial Attention Network for Scene Parsing, 2018, section 3.2. Each pixel has a mask
-over the pixels around it, by their displacement; these functions write it down by the pixel that it means. mmcv's own
-autograd function calls both, so that nothing has to take its place.
+over the pixels around it, by their displacement; these functions store it by target pixel instead. mmcv's own
+autograd function calls both, so it need not be replaced.
 
-Legend of shapes: N images, H and W of the map, MH x MW displacements of a mask, of which the central one is 0.
+Legend of shapes: N images, H and W of the map, MH x MW displacements of a mask, the central one of which is 0.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ def _relabel(
 ) -> Tensor:
     """Turn displacements into targets (sign -1) or targets into displacements (sign 1), pixel by pixel.
 
-    Each displacement has one target at most and the other way round, so that either direction is a selection, which
-    sums nothing and is the gradient of the other.
+    Each displacement has at most one target and vice versa, so each direction is a selection, which sums nothing and
+    is the gradient of the other.
 
     Args:
         maps: Shape (N, product of ``had``, H, W).
         size: H and W.
-        had: Rows and columns of what the channels of ``maps`` stand for.
-        wanted: Rows and columns of what those of the result stand for.
+        had: Rows and columns of what the channels of ``maps`` represent.
+        wanted: Rows and columns of what those of the result represent.
         half: Row and column of displacement 0.
         sign: -1 or 1.
 
     Returns:
-        Shape (N, product of ``wanted``, H, W); 0 where there is no counterpart.
+        Shape (N, product of ``wanted``, H, W); 0 if there is no counterpart.
     """
     device = maps.device
     own = [torch.arange(size[axis], device=device) - half[axis] for axis in (0, 1)]
@@ -45,7 +45,7 @@ def _relabel(
 
 
 def _own_pixel_last(masks: Tensor, psa_type: int) -> Tensor:
-    """Return (N, H * W, H, W) with the target before the own pixel; swaps the two where they are distributed."""
+    """Return (N, H * W, H, W) with the target before the pixel itself; swaps the two for masks that distribute."""
     return masks if psa_type == COLLECT else masks.flatten(2).transpose(1, 2).unflatten(2, masks.shape[2:])
 
 

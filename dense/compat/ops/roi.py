@@ -20,7 +20,7 @@ from torch import Tensor
 from dense.compat.ops import roi_rows
 from dense.compat.ops.common import needs_determinism, pair, vector_jacobian, without_autocast, working_dtype
 
-OUTSIDE = -2.0  # a coordinate that samples nothing: whatever lies beyond -1 is outside the map
+OUTSIDE = -2.0  # a coordinate that samples nothing: everything beyond -1 is outside the map
 SAMPLES_AT_ONCE = 1 << 24  # of all channels; bounds the memory of the search for the maximum
 
 
@@ -33,7 +33,7 @@ def roi_align(
     pool_mode: str = 'avg',
     aligned: bool = True,
 ) -> Tensor:
-    """Pool each region into a grid of bins by bilinear samples; stands in for ``mmcv.ops.roi_align``.
+    """Pool each region into a grid of bins by bilinear samples; replaces ``mmcv.ops.roi_align``.
 
     Args:
         input: Feature map, shape (N, C, H, W).
@@ -49,7 +49,7 @@ def roi_align(
         Shape (R, C, PH, PW), dtype of ``input``. The arithmetic is in float32 or better.
 
     Raises:
-        ValueError: ``rois`` has not five columns, or ``pool_mode`` is unknown.
+        ValueError: ``rois`` does not have five columns, or ``pool_mode`` is unknown.
     """
     _check_rois(rois)
     if pool_mode not in ('avg', 'max'):
@@ -62,7 +62,7 @@ def roi_align(
             pooled = _sample(features, regions[:, 0].long(), y, x)
         elif needs_determinism(input):
             pooled = _average(features, regions, size, float(spatial_scale), int(sampling_ratio), aligned)
-        elif roi_rows.pays(features, regions, size):
+        elif roi_rows.is_faster(features, regions, size):
             pooled = roi_rows.average(
                 features,
                 regions,
@@ -79,7 +79,7 @@ def roi_align(
 
 
 def roi_pool(input: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float = 1.0) -> Tensor:
-    """Take the maximum of the feature map in each bin of each region; stands in for ``mmcv.ops.roi_pool``.
+    """Take the maximum of the feature map in each bin of each region; replaces ``mmcv.ops.roi_pool``.
 
     Args:
         input: Feature map, shape (N, C, H, W).
@@ -91,7 +91,7 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: int | tuple[int, int], sp
         Shape (R, C, PH, PW), dtype of ``input``; 0 in bins outside the map and in regions without extent.
 
     Raises:
-        ValueError: ``rois`` has not five columns.
+        ValueError: ``rois`` does not have five columns.
     """
     _check_rois(rois)
     with without_autocast(input):
@@ -156,7 +156,7 @@ def _bin_points(start: Tensor, bin_size: Tensor, num_bins: int, num_points: int)
 
 
 def _sample(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Interpolate bilinearly as RoIAlign defines it: within one pixel outside the map its border counts, beyond 0.
+    """Interpolate bilinearly as RoIAlign defines it: up to one pixel outside the map the border counts, beyond that 0.
 
     Args:
         features: Shape (N, C, H, W).
@@ -195,7 +195,7 @@ def _average(
         samples = _sample(features, rois[index, 0].long(), *points)  # R', C, PH, PW, GH, GW
         parts.append(samples.sum((-2, -1)) / max(samples.shape[-2] * samples.shape[-1], 1))
         indices.append(index)
-    # With no region at all the features must still be part of the graph, hence the empty sum.
+    # Without any region the features must still be part of the graph, hence the empty sum.
     return torch.cat(parts)[torch.cat(indices).argsort()] + features[:0].sum()
 
 
@@ -249,7 +249,7 @@ def _pool_argmax(features: Tensor, rois: Tensor, size: tuple[int, int], spatial_
 
 
 def _bin_bounds(start: Tensor, end: Tensor, num_bins: int, limit: int, spatial_scale: float) -> list:
-    """Return the first and one past the last pixel of each bin along one axis, nested lists (R, num_bins, 2)."""
+    """Return the first pixel and one past the last pixel of each bin along one axis, nested lists (R, num_bins, 2)."""
     first, last = start * spatial_scale, (end + 1) * spatial_scale
     extent = last - first
     edges = torch.arange(num_bins + 1, device=start.device) * (extent / num_bins)[:, None] + first[:, None]
@@ -310,7 +310,7 @@ def _roi_align_backward(
         )
     else:
         pool = functools.partial(_sample, images=rois[:, 0].long(), y=argmax_y, x=argmax_x)
-    # Pooling is linear once the sampled points are known, so that the features' values do not matter.
+    # Pooling is linear once the sampled points are known, so the features' values do not matter.
     grad_input += vector_jacobian(pool, [torch.zeros_like(grad_input)], grad_output)[0]
 
 

@@ -3,12 +3,12 @@
 A bin's average of bilinear samples (He et al., Mask R-CNN, 2017, section 3, https://arxiv.org/abs/1703.06870) is a
 weighted sum of feature vectors, with the same weights for every channel. With the channels last, a feature map is a
 table with one row per pixel, and ``embedding_bag`` sums its rows for many bins at once, over all channels at vector
-speed, where torchvision's kernel fetches one channel's four neighbours of one sample after the other. The gradient of
+speed, whereas torchvision's kernel fetches four neighbours for one channel of one sample after another. The gradient of
 the table is the transposed sum: for each row, the weighted gradients of the bins that read it, in the order of the
 bins. Both directions add in a fixed order.
 
-Weights are products of one of the row and one of the column of a pixel. Samples that lie at most one pixel apart
-share neighbours: ``g`` of them in line read ``g + 1`` pixels, each of which is read once, with its summed weight.
+A weight is the product of one for the row and one for the column of a pixel. Samples at most one pixel apart share
+neighbours: ``g`` of them in a line read ``g + 1`` pixels, each of which is read once, with its summed weight.
 
 A weight of 0 still multiplies: where the map holds infinities or NaN, bins next to them may become NaN too.
 
@@ -29,12 +29,12 @@ from backbones.fast.recording import is_recorded
 # Fewer channels are left to torchvision. For 300 regions on a map of 100 x 152, value and gradient took 0.6 and 0.3 of
 # its time with 32 channels, 1.0 and 0.6 with 16, 1.5 and 1.1 with 8 (Xeon, one thread).
 MIN_CHANNELS = 32
-# Maps whose channels are not last must be copied, which pays where bins are not much fewer than pixels: with 256
+# Maps whose channels are not last must be copied, which pays off unless bins are far fewer than pixels: with 256
 # channels, bins of one or two samples and 3 pixels of the map per bin, the value took as long as torchvision's, and the
 # gradient 0.3 of its time; with 15 pixels per bin they took 1.6 and 0.5.
 MOST_PIXELS_PER_BIN = 4
-# Pixels read by bins that are held at a time: in the forward pass few, so that they stay in a cache between their
-# making and their use; in the backward pass many, as each turn adds to the gradient of the whole map.
+# How many pixels read by bins are held at a time: few in the forward pass, so that they stay in a cache until they
+# are used; many in the backward pass, because each turn adds to the gradient of the whole map.
 FORWARD_READS, BACKWARD_READS = 1 << 19, 1 << 22
 _MOST_SAMPLES = 1 << 31  # beyond, as for regions that are not finite, torchvision's kernel takes no sample at all
 
@@ -44,7 +44,7 @@ def _is_channels_last(features: Tensor) -> bool:
 
 
 class Grids(NamedTuple):
-    """Where regions lie on a map; ``[:, 0]`` of each is along the height, ``[:, 1]`` along the width.
+    """Where regions are on a map; ``[:, 0]`` of each field is along the height, ``[:, 1]`` along the width.
 
     Attributes:
         start: First corner, in pixels of the map, shape (R, 2).
@@ -60,7 +60,7 @@ class Grids(NamedTuple):
 def sample_grids(
     rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Grids:
-    """Cut regions (R, 5) into bins and count the samples of these; arguments as for ``roi_align``."""
+    """Cut regions (R, 5) into bins and count the samples of each bin; arguments as for ``roi_align``."""
     corners = rois[:, [2, 1, 4, 3]] * spatial_scale - (0.5 if aligned else 0.0)  # y1, x1, y2, x2
     start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if not aligned:
@@ -72,8 +72,8 @@ def sample_grids(
     return Grids(start, bin_size, torch.where(count < _MOST_SAMPLES, count, 0).long())
 
 
-def pays(features: Tensor, rois: Tensor, size: tuple[int, int]) -> bool:
-    """Tell whether :func:`average` can stand in for torchvision's kernel, and is the faster one.
+def is_faster(features: Tensor, rois: Tensor, size: tuple[int, int]) -> bool:
+    """Tell whether :func:`average` can replace torchvision's kernel and is faster.
 
     Args:
         features: Shape (N, C, H, W), float32 or float64.
@@ -82,7 +82,7 @@ def pays(features: Tensor, rois: Tensor, size: tuple[int, int]) -> bool:
     """
     if features.device.type != 'cpu' or rois.device.type != 'cpu' or is_recorded():
         return False
-    # Subclasses, such as tensors without values, have their own ways.
+    # Subclasses, such as tensors without values, may behave differently.
     if type(features.data) is not Tensor or type(rois.data) is not Tensor:
         return False
     num_bins, num_pixels = len(rois) * size[0] * size[1], features[:, 0].numel()
@@ -111,7 +111,7 @@ def average(
         aligned: Whether pixel centres lie at half coordinates.
 
     Returns:
-        Shape (R, C, PH, PW), in the memory format of ``features``, and once differentiable with respect to these.
+        Shape (R, C, PH, PW), in the memory format of ``features``, differentiable once with respect to ``features``.
 
     Raises:
         RuntimeError: A region's index of the image is not in [0, N).
@@ -158,11 +158,11 @@ class _Average(torch.autograd.Function):
 
 
 class _Reads(NamedTuple):
-    """Which pixels are read by some strips, each the PW bins in one row of a region's bins.
+    """Which pixels some strips read; a strip is the PW bins in one row of a region's bins.
 
     Attributes:
         regions: Their indices, shape (R',).
-        strips: Which PH' strips of each of the regions.
+        strips: Which PH' strips of each region.
         offsets: Where the reads of each bin begin, shape (R' * PH' * PW,).
         pixels: Rows of the table that are read, shape (E,).
         weights: Shape (E,).
@@ -176,12 +176,12 @@ class _Reads(NamedTuple):
 
 
 class _Plan:
-    """What is read from maps of one shape for regions; the reads themselves are made anew each time.
+    """Knows what to read for regions from maps of one shape; the reads themselves are built again each time.
 
     Args:
         shape: Of the maps, ``(N, C, H, W)``.
         images: Index of each region's image, shape (R,).
-        grids: Where the regions lie.
+        grids: Where the regions are.
         size: ``(PH, PW)``.
         merge: Whether samples of a bin lie at most one pixel apart, so that shared pixels are read once.
     """
@@ -236,7 +236,7 @@ class _Plan:
 
 
 def _axis(grids: Grids, axis: int, num_bins: int, length: int, *, merge: bool) -> tuple[Tensor, Tensor]:
-    """Pixels that bins read along one axis of a map.
+    """Return the pixels that bins read along one axis of a map.
 
     Args:
         grids: Of R regions.
@@ -251,7 +251,7 @@ def _axis(grids: Grids, axis: int, num_bins: int, length: int, *, merge: bool) -
     start, bin_size, count = (values[:, axis, None, None] for values in grids)
     steps = torch.arange(int(count.max()), device=start.device)
     bins = torch.arange(num_bins, device=start.device)[:, None]
-    # The order of the arithmetic is the kernels', so that a sample near the border falls on the same side.
+    # The order of the arithmetic is that of the kernels, so that a sample near the border falls on the same side.
     points = start + bins * bin_size + (steps + 0.5) * bin_size / count
     inside = (points >= -1) & (points <= length) & (steps < count)
     if not merge:
@@ -265,7 +265,7 @@ def _axis(grids: Grids, axis: int, num_bins: int, length: int, *, merge: bool) -
         return torch.stack((low, low + 1), -1).flatten(2).clamp(max=length - 1), weights
     first, most = low[..., :1], min(len(steps) + 1, length)
     pixels = torch.stack((low, low + 1), -1).flatten(2)
-    # Rounding alone can move the last sample beyond the last pixel, with a weight that is as small.
+    # Rounding alone can move the last sample beyond the last pixel, with an equally small weight.
     slots = (pixels - first).clamp(max=most - 1)
     merged = weights.new_zeros(*weights.shape[:2], most).scatter_add_(2, slots, weights)
     return (first + torch.arange(most, device=start.device)).clamp(max=length - 1), merged
@@ -282,7 +282,7 @@ def _combine(y: Tensor, x: Tensor, groups: list[tuple[int, list[int]]], total: i
         operation: ``torch.add`` or ``torch.mul``.
 
     Returns:
-        Shape (total,): region by region, in each bin by bin, in each KH x KW values.
+        Shape (total,): region by region, within it bin by bin, within that KH x KW values.
     """
     combined = y.new_empty(total)
     region, begin = 0, 0

@@ -1,6 +1,6 @@
-"""Drawing of the mini data set: backgrounds, objects and the scenes made of them.
+"""Draws the mini data set: backgrounds, objects and the scenes made of them.
 
-Everything is drawn with NumPy from a random generator that the caller hands in, so a scene depends on nothing else.
+Everything is drawn with NumPy from a random generator that the caller passes in, so a scene depends on nothing else.
 Images are float arrays of RGB values in 0..1 until they are written.
 
 Legend: H, W are the height and width of an image in pixels; S is the side of a square object patch in pixels.
@@ -103,7 +103,7 @@ class Instance:
     Attributes:
         thing: Index into :data:`THINGS`.
         mask: Visible pixels, bool of shape (H, W).
-        crowd: True for a heap whose single objects are not told apart.
+        crowd: True for a heap whose objects are not told apart.
     """
 
     thing: int
@@ -131,7 +131,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> tuple[
 
     Returns:
         The image, (H, W, 3) in 0..1, and the index into :data:`STUFF` of each pixel, int8 of shape (H, W), with -1 on
-        the borders between two areas, where one kind goes over into the other.
+        the borders between two areas, where one kind blends into the other.
     """
     kinds = rng.permutation(len(STUFF))[: rng.integers(1, 4)]
     fields = np.stack([smooth_noise(rng, height, width, 70) for _ in kinds])
@@ -155,7 +155,7 @@ def paste(image: Float, patch: Patch, centre: tuple[float, float], size: float, 
         centre: Its middle (x, y) in pixels.
         size: The side of the patch in the image in pixels.
         angle: Its rotation in radians.
-        squeeze: The share of its width that is left, in 0..1: a view from the side.
+        squeeze: The remaining share of its width, in 0..1: a view from the side.
 
     Returns:
         The pixels of the image that show the object, bool of shape (H, W).
@@ -166,7 +166,7 @@ def paste(image: Float, patch: Patch, centre: tuple[float, float], size: float, 
     linear = np.array([[cos * squeeze, -sin], [sin * squeeze, cos]])
     shift = np.array(centre) - linear @ np.array([half, half])
     matrix = np.column_stack([linear, shift])
-    # A blur that fits the shrinking keeps the texture free of aliases.
+    # A blur that matches the reduction prevents aliasing in the texture.
     blur = max(0.1, 0.45 / scale)
     rgb = cv2.GaussianBlur(patch.rgb, (0, 0), blur)
     rgb = cv2.warpAffine(rgb, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -178,7 +178,7 @@ def paste(image: Float, patch: Patch, centre: tuple[float, float], size: float, 
 
 
 def _place(rng: np.random.Generator, image: Float, masks: list[Mask], thing: int, size: float) -> bool:
-    """Paste one object where it leaves the earlier ones at least half visible; False where no place was found."""
+    """Paste one object where it leaves the earlier ones at least half visible; False if no place was found."""
     height, width = image.shape[:2]
     patch = THINGS[thing].draw(rng, _PATCH_SIDE)
     for _ in range(12):
@@ -222,10 +222,10 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_objects: i
     """Draw a scene.
 
     Args:
-        rng: Where all chance comes from.
+        rng: The only source of randomness.
         height: In pixels.
         width: In pixels.
-        num_objects: How many objects to place; fewer where the scene has no room.
+        num_objects: How many objects to place; fewer if the scene has no room.
         heap: Whether the scene also has a heap of small objects, which becomes a crowd instance.
     """
     image, background = draw_background(rng, height, width)

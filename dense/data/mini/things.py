@@ -1,6 +1,6 @@
 """The eight object classes of the mini data set, each drawn on a square patch.
 
-Like real classes they differ in outline, in texture and by a tendency in colour, and vary within the class.
+Like real classes they differ in outline, in texture and in typical colour, and vary within the class.
 
 Legend: a patch has S x S pixels; ``u`` runs to the right and ``v`` down, both from -1 to 1.
 """
@@ -34,7 +34,7 @@ def _grid(side: int) -> tuple[Float, Float]:
 
 
 def colour(rng: np.random.Generator, hue: float, saturation: float, value: float, spread: float = 0.02) -> Float:
-    """Draw an RGB colour, of shape (3,), near a hue, saturation and value in 0..1; ``spread`` is how far hues go."""
+    """Draw an RGB colour, of shape (3,), near a hue, saturation and value in 0..1; ``spread`` is how far hues vary."""
     h = (hue + rng.normal(0, spread)) % 1.0
     s = float(np.clip(saturation + rng.normal(0, 0.07), 0, 1))
     v = float(np.clip(value + rng.normal(0, 0.08), 0.15, 1))
@@ -54,7 +54,7 @@ def _dots(rng: np.random.Generator, u: Float, v: Float, number: int, radius: flo
 
 
 def draw_ball(rng: np.random.Generator, side: int) -> Patch:
-    """Draw a beach ball: a disc of sectors, every second one white."""
+    """Draw a beach ball: a disc of sectors, every other one white."""
     u, v = _grid(side)
     x, y = rng.uniform(-0.3, 0.3, 2)
     sector = np.floor(np.arctan2(v - y, u - x) / (2 * np.pi) * 6 + rng.random()).astype(int) % 2 == 0

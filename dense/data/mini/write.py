@@ -1,13 +1,13 @@
-"""The mini data set: generated scenes with two views of the same images, for detectors and for segmenters.
+"""Writes the mini data set: generated scenes with two views of the same images, for detectors and segmenters.
 
 Layout under one root::
 
     images/{training,validation}/*.jpg        most in colour, some grayscale files
     annotations/{training,validation}/*.png   uint8 label maps as in ADE20K: 0 = unlabelled, 1..12 = the classes
-    instances_{training,validation}.json      COCO instances: polygons, RLE where a polygon cannot say it, crowds
+    instances_{training,validation}.json      COCO instances: polygons, RLE where a polygon does not suffice, crowds
     classes.json                              label values, names, kinds (thing or stuff) and colours of the classes
 
-The label maps count the things first, so their value of a thing equals its COCO category id, and then the stuff.
+The label maps count the things first, so that a thing's value equals its COCO category id, and then the stuff.
 """
 
 import json
@@ -37,7 +37,7 @@ _HEAP_EVERY = 10  # and every tenth has a heap of small objects, annotated as a 
 
 @dataclass(frozen=True)
 class MiniData:
-    """Where a written mini data set lies and how large it is.
+    """Where a written mini data set is and how large it is.
 
     Attributes:
         root: Its folder.
@@ -51,10 +51,10 @@ class MiniData:
 
 
 def write_mini(root: str | Path, seed: int = 0, *, num_train: int = 200, num_val: int = 60) -> MiniData:
-    """Write the mini data set; the same arguments give the same files, whatever lay there before.
+    """Write the mini data set; the same arguments give the same files, whatever was there before.
 
     Args:
-        root: Folder to write into; it is made where it is missing.
+        root: Folder to write into; created if missing.
         seed: Another seed gives other scenes of the same classes.
         num_train: Images to train on.
         num_val: Images to evaluate on.
@@ -75,7 +75,7 @@ def write_mini(root: str | Path, seed: int = 0, *, num_train: int = 200, num_val
     except OSError as error:
         raise UserError(
             f'The mini data set cannot be written to {root}: {error}.',
-            'Name a folder that can be written.',
+            'Choose a folder that can be written.',
         ) from error
     return MiniData(root, numbers, counts)
 
@@ -83,10 +83,10 @@ def write_mini(root: str | Path, seed: int = 0, *, num_train: int = 200, num_val
 def write_crops(root: str | Path, seed: int = 0, *, num_per_class: int = 120, side: int = 64) -> Path:
     """Write pictures of single objects for classification, as ``root/<class>/<number>.jpg``.
 
-    They are drawn separately, not cut out of the scenes, so nothing of the validation images is in them.
+    They are drawn separately, not cut out of the scenes, so they contain nothing of the validation images.
 
     Args:
-        root: Folder to write into; it is made where it is missing.
+        root: Folder to write into; created if missing.
         seed: Another seed gives other pictures.
         num_per_class: Pictures of each of the classes in ``THING_CLASSES``.
         side: Height and width of a picture in pixels.
@@ -143,7 +143,7 @@ def _write_split(root: Path, split: str, seed: int, number: int) -> int:
 
 
 def _annotation(instance: Instance, *, annotation_id: int, image_id: int) -> dict[str, Any]:
-    """Describe one object in COCO's terms; area and box are those of the segmentation that is written."""
+    """Describe one object in COCO's terms; area and box are those of the written segmentation."""
     height, width = instance.mask.shape
     polygon = None if instance.crowd else _polygon(instance.mask)
     if polygon is None:
@@ -165,7 +165,7 @@ def _annotation(instance: Instance, *, annotation_id: int, image_id: int) -> dic
 
 def _polygon(mask: NDArray[np.bool_]) -> list[float] | None:
     """Trace a mask's outline as ``[x1, y1, x2, y2, ...]`` in pixels; None where it has holes or several parts."""
-    # Contours run through the middles of pixels; on an enlarged mask these lie close to the pixels' edges.
+    # Contours run through the centres of pixels; on an enlarged mask these are close to the edges of the pixels.
     zoom = 4
     large = mask.astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -187,7 +187,7 @@ def _class_table() -> list[dict[str, Any]]:
 
 
 def _emptied(folder: Path) -> Path:
-    """Make a folder and take away the numbered pictures of an earlier run, so that none outlives a smaller one."""
+    """Make a folder and remove the numbered pictures of an earlier run, which a smaller run would leave behind."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob('*.jpg'), *folder.glob('*.png')]:
         if old.stem.isdigit():
