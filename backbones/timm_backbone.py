@@ -353,7 +353,7 @@ def _checkpoint_activations(body: Any, arch: str) -> None:
 
 def _converted_by_timm(state_dict: Mapping[str, Tensor], whole: nn.Module) -> list[dict[str, Tensor]]:
     """Convert a checkpoint with timm's code for this family; empty if timm has none or it cannot read the
-    checkpoint.""" # By timm's convention, the function is in the module of the network's class.
+    checkpoint."""  # By timm's convention, the function is in the module of the network's class.
     convert = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
     if convert is None:
         return []
