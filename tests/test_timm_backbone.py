@@ -203,7 +203,7 @@ class Featureless(nn.Module):
 
 
 BAD_ARGUMENTS = [
-    (dict(arch='resnet5'), r"no network 'resnet5'; similar names:  .*resnet50"),
+    (dict(arch='resnet5'), r"no network 'resnet5'; similar names: .*resnet50"),
     (dict(arch='hf-hub:timm/resnet10t.c3_in1k'), 'no network'),
     (dict(arch='test_resnet.unknown_tag'), 'unknown_tag'),
     (dict(arch='featureless'), 'returns no features'),

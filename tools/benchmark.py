@@ -15,18 +15,16 @@ EPILOG = """\
 MODEL is one of
   InceptionNeXt:tiny       class and arch of a backbone, without a classifier
   timm:resnet50            a model of timm, without its classifier
-  configs/.../NAME.py      a whole detector, segmentor or classifier
+  configs/.../NAME.py      a whole detector, segmentor or classifier; with +timm:NETWORK, on a timm backbone
 and may be followed by one of these (for example InceptionNeXt:tiny+fused):
   +fused                   rewritten for inference, with batch norms fused
   +lean                    trained with lean MLPs and fused AdamW
   +tuned                   trained with everything that `dense train` chooses on a CPU
   +cp                      trained with activation checkpointing (with_cp=True)
   +onnx                    a backbone, exported as by `dense export`, in ONNX Runtime on the CPU
-configs/.../NAME.py+timm:NETWORK is the config's model with a timm network as backbone.
 
 For the papers' throughput, use the defaults on a GPU; for latency, --mode latency (batch 1, one thread on a CPU).
-On a CPU: dense benchmark InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
-              --shape 8 3 224 224 --warmup 2 --iters 5
+On a CPU: dense benchmark InceptionNeXt:tiny --baseline timm:convnext_tiny --shape 8 3 224 224 --warmup 2 --iters 5
 """
 
 
@@ -48,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         'N is halved until it fits into memory'
     )
     parser.add_argument('--shape', type=int, nargs=4, metavar=('N', 'C', 'H', 'W'), help=shape_help)
-    parser.add_argument(
-        '--layout', choices=('both', 'first', 'last'), default='both', help='of channels (default: both)'
-    )
+    parser.add_argument('--layout', choices=('both', 'first', 'last'), default='both', help='channels (default: both)')
     parser.add_argument('--warmup', type=int, metavar='STEPS', help='default: 10, as in the papers (GPU latency: 50)')
     parser.add_argument('--iters', type=int, metavar='STEPS', help='timed per turn (default: 40; 200 for latency)')
     parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='turns per model (default: 3)')
