@@ -1,6 +1,7 @@
-"""What every backbone of this package promises.
+"""Base classes of all backbones.
 
-:class:`DenseBackbone` is the promise, :class:`StagedBackbone` what the families with a stem and stages have in common.
+:class:`DenseBackbone` defines what every backbone guarantees. :class:`StagedBackbone` holds what the families with a
+stem and stages have in common.
 """
 
 from abc import ABC, abstractmethod
@@ -22,24 +23,25 @@ ArchT = TypeVar('ArchT')
 class DenseBackbone(BaseModule, ABC):
     """A hierarchical network that returns the feature maps of its stages.
 
-    What holds for all stands here: output norms, freezing, initialisation, which keys of a checkpoint count. A subclass
-    builds the network, computes the maps (:meth:`forward_stages`) and knows which part lies where.
+    This class implements what all backbones share: output norms, freezing, initialisation, and which keys of a
+    checkpoint count. A subclass builds the network, computes the maps (:meth:`forward_stages`) and knows the depth of
+    each parameter.
 
     Args:
-        parts: Name -> module: the network, up to the last stage of ``out_indices``; what lies behind it would be
-            parameters without a gradient.
+        parts: Name -> module: the network, up to the last stage in ``out_indices``. Later parts would have parameters
+            without a gradient.
         dims: Channels of every stage of the architecture.
         strides: Input pixels per output pixel of every stage of the architecture.
-        out_indices: Stages whose maps are returned, ascending, 0 is the first.
+        out_indices: Stages whose maps are returned, in ascending order; 0 is the first.
         out_norm: Norm on each returned map, for example ``dict(type='SyncBN')``; None returns raw stage outputs.
         frozen_stages: -1 trains everything, 0 freezes the stem, k freezes the stem and the first k stages: their
-            parameters get no gradient and their batch statistics stay.
-        norm_eval: Keep every batch norm of the network (not of the outputs) in eval mode while training.
+            parameters get no gradient and their batch statistics do not change.
+        norm_eval: Keep every batch norm of the network (not of the outputs) in eval mode during training.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file, a URL, ``hf-hub:OWNER/NAME`` or the name of
             published weights (:data:`backbones.weights.WEIGHTS`).
 
     Raises:
-        ValueError: ``frozen_stages`` or ``out_norm`` is out of its range.
+        ValueError: ``frozen_stages`` or ``out_norm`` is invalid.
     """
 
     ARCHS: ClassVar[Mapping[str, Any]] = {}
@@ -61,7 +63,7 @@ class DenseBackbone(BaseModule, ABC):
         num_stages = out_indices[-1] + 1
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(
-                f'frozen_stages={frozen_stages}, allowed are -1 to {num_stages}.\n'
+                f'frozen_stages={frozen_stages}; allowed: -1 to {num_stages}.\n'
                 'Give -1 to train everything, 0 to freeze the stem, k to freeze the stem and the first k stages.'
             )
         for name, part in parts.items():
@@ -92,7 +94,8 @@ class DenseBackbone(BaseModule, ABC):
         """Compute the maps of ``out_indices``.
 
         Args:
-            x: Images ``(N, in_channels, H, W)``, H and W at least the largest stride, any remainder.
+            x: Images ``(N, in_channels, H, W)``. H and W are at least the largest stride, but need not be multiples of
+                it.
 
         Returns:
             One map ``(N, C_i, H // stride_i, W // stride_i)`` for each of ``out_indices``.
@@ -103,7 +106,7 @@ class DenseBackbone(BaseModule, ABC):
         return tuple(self.get_submodule(f'out_norm{i}')(out) for i, out in zip(self.out_indices, outs, strict=True))
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
-        """Switch between training and evaluation; frozen parts stay in evaluation mode. Returns self."""
+        """Switch between training and evaluation mode, but keep frozen parts in evaluation mode. Returns self."""
         super().train(mode)
         if mode:
             for module in self._frozen_modules():
@@ -126,7 +129,7 @@ class DenseBackbone(BaseModule, ABC):
         unknown = set(self.init_cfg) - {'type', 'checkpoint', 'prefix'}
         if self.init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in self.init_cfg or unknown:
             raise ValueError(
-                f'init_cfg={self.init_cfg!r} is not understood by {type(self).__name__}.\n'
+                f'{type(self).__name__} does not support init_cfg={self.init_cfg!r}.\n'
                 "Give dict(type='Pretrained', checkpoint=FILE, URL or NAME[, prefix=...]) or None."
             )
         report = load_pretrained(self, self.init_cfg['checkpoint'], prefix=self.init_cfg.get('prefix'))
@@ -141,14 +144,14 @@ class DenseBackbone(BaseModule, ABC):
 
     @abstractmethod
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tell how deep a parameter lies, for layer-wise learning-rate decay.
+        """Return how deep a parameter is in the network, for layer-wise learning-rate decay.
 
-        The stem has depth 0, the k-th block of the whole network depth k, an output norm the depth after the last
-        block (as the heads).
+        The stem has depth 0 and the k-th block of the whole network depth k. An output norm has the depth after the
+        last block, like the heads.
 
         Args:
             param_name: Name of a parameter, as in ``named_parameters()`` of the model that holds the backbone.
-            prefix: What stands before the backbone's own names, for example ``'backbone.'``.
+            prefix: Prefix of the backbone's own names, for example ``'backbone.'``.
 
         Returns:
             The depth, and the number of depths: ``2 + number of blocks``.
@@ -159,14 +162,14 @@ class DenseBackbone(BaseModule, ABC):
 
     @abstractmethod
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tell which stage a parameter belongs to, for stage-wise learning-rate decay.
+        """Return the stage that a parameter belongs to, for stage-wise learning-rate decay.
 
-        The stem has depth 0, the blocks of stage i depth ``i + 1``, an output norm the depth after the last stage (as
-        the heads).
+        The stem has depth 0 and the blocks of stage i depth ``i + 1``. An output norm has the depth after the last
+        stage, like the heads.
 
         Args:
             param_name: Name of a parameter, as in ``named_parameters()`` of the model that holds the backbone.
-            prefix: What stands before the backbone's own names, for example ``'backbone.'``.
+            prefix: Prefix of the backbone's own names, for example ``'backbone.'``.
 
         Returns:
             The depth, and the number of depths: ``2 + number of stages``.
@@ -182,17 +185,17 @@ class DenseBackbone(BaseModule, ABC):
 
     @abstractmethod
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of a published checkpoint to this backbone's names; nothing is changed in place."""
+        """Return a published checkpoint under this backbone's names, without changing anything in place."""
 
     @abstractmethod
     def leaves_out(self, name: str) -> bool:
         """Tell whether a tensor of a converted checkpoint belongs to the network, but not to this backbone.
 
-        Such are the classifier, stages behind the last of ``out_indices``, and norms of other outputs.
+        That is true of the classifier, stages after the last in ``out_indices``, and norms of other outputs.
         """
 
     def named_weights(self, source: str) -> Mapping[str, Tensor] | None:
-        """Fetch weights that this class knows under a name of its own; None if ``source`` is no such name."""
+        """Fetch weights by a name that only this class knows; return None if ``source`` is no such name."""
         return None
 
     def _is_other_norm(self, name: str) -> bool:
@@ -204,18 +207,18 @@ class DenseBackbone(BaseModule, ABC):
 
     @abstractmethod
     def _frozen_modules(self) -> Iterable[nn.Module]:
-        """Modules that are frozen with all that they hold."""
+        """Return the modules that are frozen, including everything in them."""
 
     def _frozen_parameters(self) -> Iterable[nn.Parameter]:
         return (parameter for module in self._frozen_modules() for parameter in module.parameters())
 
 
 class StagedBackbone(DenseBackbone):
-    """A backbone of a stem and stages of blocks: the module tree that all families of this package share.
+    """A backbone with a stem and stages of blocks: the module tree that all families of this package share.
 
     Args:
-        stem: ``(N, in_channels, H, W) -> (N, C_0, H / 4, W / 4)`` or as the family has it.
-        stages: The stages up to the last of ``out_indices``.
+        stem: ``(N, in_channels, H, W) -> (N, C_0, H / 4, W / 4)``; other strides are possible.
+        stages: The stages up to the last in ``out_indices``.
         with_cp: Activation checkpointing: less memory for about a third more time.
         lean_mlp: See :meth:`use_lean_mlp`.
         dims, strides, out_indices, out_norm, frozen_stages, norm_eval, init_cfg: See :class:`DenseBackbone`.
@@ -255,14 +258,14 @@ class StagedBackbone(DenseBackbone):
             self.use_lean_mlp()
 
     def use_lean_mlp(self, lean: bool = True) -> None:
-        """Let the MLPs compute their hidden maps again in the backward pass instead of holding them, or stop that.
+        """Choose whether the MLPs recompute their hidden maps in the backward pass instead of storing them.
 
         Raises:
-            ValueError: The family's blocks cannot.
+            ValueError: The family's blocks do not support it.
         """
         blocks = [block for stage in self.stages for block in stage.blocks]
         if not all(hasattr(block, 'lean_mlp') for block in blocks):
-            raise ValueError(f'{type(self).__name__} has no lean MLP.\nLeave it out, or choose another family.')
+            raise ValueError(f'{type(self).__name__} has no lean MLP.\nLeave lean_mlp out, or choose another family.')
         for block in blocks:
             block.lean_mlp = lean
 
@@ -277,7 +280,7 @@ class StagedBackbone(DenseBackbone):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`DenseBackbone.get_layer_depth`; a downsampling has the depth of its stage's first block."""
+        """See :meth:`DenseBackbone.get_layer_depth`; a downsampling layer has the depth of its stage's first block."""
         name = param_name.removeprefix(prefix)
         depths = [len(stage.blocks) for stage in self.stages]
         num_depths = sum(depths) + 2
@@ -292,7 +295,7 @@ class StagedBackbone(DenseBackbone):
         return (first + int(rest[2]) if rest[1] == 'blocks' else first), num_depths
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`DenseBackbone.get_stage_depth`; all downsamplings have depth 0, as the stem."""
+        """See :meth:`DenseBackbone.get_stage_depth`; all downsampling layers have depth 0, like the stem."""
         depth, num_depths = self.get_layer_depth(param_name, prefix)
         num_stages = len(self.stages)
         if depth == num_depths - 1:
@@ -303,7 +306,7 @@ class StagedBackbone(DenseBackbone):
 
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of a published checkpoint to this class's names; pure, no tensor is changed."""
+        """Return a published checkpoint under this class's names, without changing anything in place."""
         return dict(state_dict)
 
     @property
@@ -324,37 +327,37 @@ class StagedBackbone(DenseBackbone):
 
 
 def no_such_parameter(backbone: DenseBackbone, param_name: str, prefix: str) -> ValueError:
-    """The error for a name that is none of the backbone's parameters."""
-    return ValueError(f'{param_name!r} is no parameter of {type(backbone).__name__}.\nCheck prefix={prefix!r}.')
+    """Return the error for a name that is not one of the backbone's parameters."""
+    return ValueError(f'{type(backbone).__name__} has no parameter {param_name!r}.\nCheck prefix={prefix!r}.')
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, ArchT]) -> ArchT:
-    """Return the arch of this name, or make one from a dict with the same fields.
+    """Look up an arch by name, or make one from a dict with the same fields.
 
     Args:
-        arch: A name, or the fields of an arch that has none.
+        arch: A name, or the fields of an unnamed arch.
         archs: A family's archs by name.
 
     Raises:
-        ValueError: An unknown name or field, a missing field, or lists of different lengths.
+        ValueError: A name or field is unknown, a field is missing, or lists differ in length.
     """
     arch_type: Any = type(next(iter(archs.values())))
     if isinstance(arch, str):
         if arch not in archs:
-            raise ValueError(f'Unknown arch {arch!r}; allowed are {", ".join(archs)}, or a dict.\nName one of these.')
+            raise ValueError(f'Unknown arch {arch!r}; allowed: {", ".join(archs)}, or a dict.\nName one of these.')
         return archs[arch]
     known = {f.name for f in fields(arch_type)}
     required = {f.name for f in fields(arch_type) if f.default is MISSING}
     if not required <= set(arch) <= known:
         raise ValueError(
-            f'arch has the fields {sorted(arch)}; allowed are {sorted(known)}, needed are {sorted(required)}.\n'
+            f'arch has the fields {sorted(arch)}; allowed: {sorted(known)}, required: {sorted(required)}.\n'
             f'Give these fields or one of the names {", ".join(archs)}.'
         )
     return arch_type(**{key: tuple(value) if isinstance(value, list) else value for key, value in arch.items()})
 
 
 def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    """Return ``out_indices`` as a tuple.
+    """Check ``out_indices``, and return it as a tuple.
 
     Raises:
         ValueError: It is empty, not ascending, or names a stage that the network does not have.
@@ -362,20 +365,20 @@ def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int,
     indices = tuple(out_indices)
     if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= num_stages:
         raise ValueError(
-            f'out_indices={out_indices!r}, allowed are ascending stage numbers from 0 to {num_stages - 1}.\n'
-            'Name each wanted stage once, for example (0, 1, 2, 3).'
+            f'out_indices={out_indices!r}; allowed: ascending stage numbers from 0 to {num_stages - 1}.\n'
+            'Name each stage that you want once, for example (0, 1, 2, 3).'
         )
     return indices
 
 
 def check_drop_path_rate(drop_path_rate: float) -> None:
-    """Check that a probability of dropping a residual branch lies in [0, 1).
+    """Check that the probability of dropping a residual branch is in [0, 1).
 
     Raises:
-        ValueError: It does not.
+        ValueError: It is not.
     """
     if not 0 <= drop_path_rate < 1:
-        raise ValueError(f'drop_path_rate={drop_path_rate}, allowed are 0 to below 1.\nGive a probability.')
+        raise ValueError(f'drop_path_rate={drop_path_rate}; allowed: at least 0, below 1.\nGive a probability.')
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -389,9 +392,9 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
         A rate for each block of each stage.
 
     Raises:
-        ValueError: The rate lies outside [0, 1).
+        ValueError: The rate is outside [0, 1).
     """
     check_drop_path_rate(drop_path_rate)
-    # On the CPU also where the model is built on the meta device, which holds no numbers.
+    # On the CPU even if the model is built on the meta device, which holds no numbers.
     rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu')
     return [stage.tolist() for stage in rates.split(list(depths))]

@@ -1,12 +1,12 @@
 """ConvNeXt: A ConvNet for the 2020s. Liu, Mao, Wu, Feichtenhofer, Darrell, Xie. CVPR 2022, https://arxiv.org/abs/2201.03545
 
 Original code: https://github.com/facebookresearch/ConvNeXt (MIT). The variants with smaller kernels and with partial
-depthwise convolutions are those that InceptionNeXt was developed from (Table 1 of https://arxiv.org/abs/2303.16900;
-code: https://github.com/sail-sg/inceptionnext, Apache-2.0). This network was written anew for dense prediction: stage
-outputs instead of a classifier, optional output norms, freezing and activation checkpointing. Modules have timm's
-names; checkpoints of the authors and of mmpretrain are renamed (:meth:`ConvNeXt.convert_state_dict`).
+depthwise convolutions are the ones that led to InceptionNeXt (Table 1 of https://arxiv.org/abs/2303.16900; code:
+https://github.com/sail-sg/inceptionnext, Apache-2.0). This is a new implementation for dense prediction: stage outputs
+instead of a classifier, optional output norms, freezing and activation checkpointing. Modules have timm's names;
+:meth:`ConvNeXt.convert_state_dict` renames checkpoints from the authors and from mmpretrain.
 
-The norm and the MLP run on channels-last maps, as in the original: a position's channels lie together in memory there.
+The norm and the MLP run on channels-last maps, as in the original, where a position's channels are adjacent in memory.
 
 Shapes: N batch, C channels, H and W height and width of a map.
 """
@@ -35,7 +35,7 @@ class ConvNeXtArch:
         dims: Channels of each stage.
         depths: Blocks of each stage.
         kernel: Side of the depthwise kernels, odd.
-        conv_ratio: Share of the channels, the last ones, that the depthwise convolution sees, in (0, 1].
+        conv_ratio: Share of the channels, counted from the last, that is convolved depthwise, in (0, 1].
     """
 
     dims: tuple[int, ...]
@@ -50,11 +50,11 @@ class ConvNeXtArch:
             )
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(
-                f'kernel={self.kernel}, allowed are odd numbers from 1.\nAn even kernel would shift and resize the map.'
+                f'kernel={self.kernel}; allowed: odd numbers from 1.\nAn even kernel would shift and resize the map.'
             )
         if not (0 < self.conv_ratio <= 1 and int(min(self.dims) * self.conv_ratio) > 0):
             raise ValueError(
-                f'conv_ratio={self.conv_ratio} with dims={self.dims}, allowed is a share in (0, 1].\n'
+                f'conv_ratio={self.conv_ratio} with dims={self.dims}; allowed: a share in (0, 1].\n'
                 'Give a share that leaves at least one channel of each stage to the convolution.'
             )
 
@@ -91,8 +91,8 @@ class ConvNeXtBlock(nn.Module):
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
 
     Attributes:
-        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it. An MLP that was
-            changed (other layers or activation, adapters, hooks) is computed layer by layer.
+        lean_mlp: Recompute the MLP's hidden map in the backward pass instead of storing it. A modified MLP (other
+            layers or activation, adapters, hooks) runs layer by layer.
     """
 
     gamma: nn.Parameter | None
@@ -135,15 +135,15 @@ class ConvNeXt(StagedBackbone):
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`ConvNeXtArch`.
         in_channels: Channels of the images, at least 1.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
-        layer_scale_init_value: Initial layer scale; 1e-6 to train on ImageNet, the authors' detectors and segmentors
-            have 1. Pretrained weights replace it. None or 0 leaves layer scale out.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 in the first block.
+        layer_scale_init_value: Initial layer scale: 1e-6 for training on ImageNet, 1 in the authors' detectors and
+            segmentors. Pretrained weights replace it. None or 0 leaves layer scale out.
         norm_cfg: Norm inside the network; published weights need the default, ``LN`` with eps 1e-6.
         out_indices, out_norm, frozen_stages, norm_eval, with_cp, lean_mlp, init_cfg: See
             :class:`backbones.base.StagedBackbone`.
 
     Raises:
-        ValueError: An argument is out of its range; the message names it and what is allowed.
+        ValueError: An argument is invalid; the message names it and what is allowed.
     """
 
     # Section 3 of ConvNeXt; the variants: Table 1 of InceptionNeXt.
@@ -201,17 +201,18 @@ class ConvNeXt(StagedBackbone):
 
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of a published checkpoint to this class's names; pure, no tensor is changed.
+        """Return a published checkpoint under this class's names, without changing anything in place.
 
-        Known are the layouts of the authors (and of InceptionNeXt's variants), of timm, and of mmpretrain, whose
-        output norms become ``out_norm{i}``. A lone norm of the last stage is the classifier's, as in mmpretrain's
-        ImageNet weights; it becomes ``norm``. Weights of 1 x 1 convolutions become those of linear layers, as views.
+        It knows the layouts of the authors (and of InceptionNeXt's variants), of timm, and of mmpretrain, whose output
+        norms become ``out_norm{i}``. If only the last stage has a norm, it belongs to the classifier, as in
+        mmpretrain's ImageNet weights, and becomes ``norm``. Weights of 1 x 1 convolutions become linear weights, as
+        views.
 
         Args:
             state_dict: Without wrapping and prefixes.
 
         Returns:
-            The same tensors under this class's names; what belongs to a classifier keeps its name.
+            The same tensors under this class's names; a classifier's tensors keep their names.
         """
         output_norms = {key.split('.')[0] for key in state_dict if re.match(r'norm\d\.', key)}
         norms = (r'norm3\.', 'norm.') if output_norms == {'norm3'} else (r'norm(\d)\.', r'out_norm\1.')
@@ -224,7 +225,7 @@ class ConvNeXt(StagedBackbone):
         return converted
 
 
-# Applied to the beginning of each key, one after the other.
+# Applied in this order to the beginning of each key.
 _RENAMES = (
     (r'downsample_layers\.0\.', 'stem.'),
     (r'downsample_layers\.(\d+)\.', r'stages.\1.downsample.'),

@@ -1,7 +1,7 @@
-"""From where weights are to a file on this machine: paths, URLs and the Hugging Face hub.
+"""Find weight files by path, URL or name on the Hugging Face hub, and download them if needed.
 
-What is downloaded is kept, each address in a file of its own, and fetched once. Any number of processes and threads may
-ask for the same address at the same time; nobody has to wait for a process that does not.
+Each address is downloaded once and cached in its own file. Any number of processes and threads may request the same
+address at the same time, and a process never waits for one that makes no request.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ _BLOCK = 1 << 20  # bytes
 
 
 def locate(source: str | Path, *, folder: str | Path | None = None, progress: bool = True) -> Path:
-    """Return the file that a source means, after downloading it if need be.
+    """Return the path of the file that a source names; download the file if needed.
 
     Args:
-        source: A path (``~`` is the home folder), which need not exist; a ``file://`` URL, which is read where it lies;
-            an ``http://`` or ``https://`` URL; or ``hf-hub:OWNER/NAME``, with ``@REVISION`` and ``/FILE`` behind it if
-            they are not the hub's defaults.
-        folder: Where downloads by URL are kept; by default the one of ``torch.hub``.
+        source: A path (``~`` is the home folder), which need not exist; a ``file://`` URL, which is read in place; an
+            ``http://`` or ``https://`` URL; or ``hf-hub:OWNER/NAME``, optionally followed by ``@REVISION`` and
+            ``/FILE``.
+        folder: Cache for downloads by URL; by default that of ``torch.hub``.
         progress: Show a progress bar.
 
     Raises:
@@ -57,7 +57,7 @@ def locate(source: str | Path, *, folder: str | Path | None = None, progress: bo
 
 
 def cached_path(url: str, folder: str | Path | None = None) -> Path:
-    """Return where the file behind a URL is kept: its name, and between stem and suffix a hash of the whole URL.
+    """Return the cache path for a URL: the file's name, with a hash of the whole URL between stem and suffix.
 
     Args:
         url: The address.
@@ -70,38 +70,38 @@ def cached_path(url: str, folder: str | Path | None = None) -> Path:
 
 
 def download(url: str, *, sha256: str | None = None, folder: str | Path | None = None, progress: bool = True) -> Path:
-    """Download a file unless it is there, and return its path.
+    """Download a file unless it is in the cache, and return its path.
 
     Args:
         url: ``http://`` or ``https://`` address.
-        sha256: Hash of the content, or its first digits. If there is none but the file's name ends in the eight digits
-            of torch.hub's convention (``name-abcdef12.pth``), those count.
+        sha256: Hash of the content, or its first digits. By default, the digits at the end of the file's name, if it
+            follows torch.hub's convention (``name-abcdef12.pth``).
         folder: As in :func:`locate`.
         progress: Show a progress bar.
 
     Raises:
-        CheckpointError: The download failed, or its content has another hash. Nothing is kept then.
+        CheckpointError: The download failed, or its content has another hash. Then nothing is kept.
     """
     try:
         path = cached_path(url, folder)
     except ValueError as error:
         raise CheckpointError(
-            f'{one_line(url)} is no address: {first_line(error)}.\nCheck how it is written.'
+            f'{one_line(url)} is not a valid URL: {first_line(error)}.\nCheck the spelling.'
         ) from error
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{path}.lock'):
-            if not path.is_file():  # nobody else has fetched it meanwhile
+            if not path.is_file():  # another process may have fetched it meanwhile
                 _fetch(url, path, sha256 or _hash_in_name(url), progress)
     except CheckpointError:
         raise
-    # URLError and HTTPError are OSErrors; NotImplementedError is raised where the file system has no locks.
+    # URLError and HTTPError are OSErrors; NotImplementedError is raised if the file system has no locks.
     except (OSError, HTTPException, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             f'{one_line(url)} could not be downloaded: {first_line(error)}.\n'
-            f'Check the address and the network, or download it elsewhere to {path}.'
+            f'Check the address and the network, or download it elsewhere and save it as {path}.'
         ) from error
     return path
 
@@ -115,11 +115,11 @@ def download_from_hub(repo: str, file: str | None = None, revision: str | None =
         revision: Branch, tag or commit; by default the hub's.
 
     Raises:
-        CheckpointError: It cannot be had.
+        CheckpointError: It cannot be fetched.
     """
     try:
         return Path(_hub_file(repo, (file,) if file else _HUB_FILES, revision))
-    except Exception as error:  # the library's errors, and those of its HTTP client, have no ancestor in common
+    except Exception as error:  # the errors of the library and of its HTTP client have no common base class
         raise CheckpointError(
             f'{one_line(repo)} could not be fetched from the Hugging Face hub: {first_line(error)}.\n'
             f'Check the name and the network, or download https://huggingface.co/{one_line(repo)} elsewhere and give '
@@ -146,7 +146,7 @@ def _locate_in_hub(source: str) -> Path:
     match = _HUB_SOURCE.fullmatch(source)
     if match is None:
         raise CheckpointError(
-            f'{one_line(source)!r} names no model of the Hugging Face hub.\n'
+            f'{one_line(source)!r} is not a name of a model on the Hugging Face hub.\n'
             'Write hf-hub:OWNER/NAME, hf-hub:OWNER/NAME@REVISION or hf-hub:OWNER/NAME/FILE.'
         )
     return download_from_hub(match['repo'], match['file'], match['revision'])
@@ -157,15 +157,15 @@ def _path_of_file_url(url: str) -> Path:
     host, slash, path = rest[2:].partition('/') if rest.startswith('//') else ('', '', rest)
     if host not in ('', 'localhost'):
         raise CheckpointError(
-            f'{one_line(url)!r} names a file on the machine {one_line(host)!r}.\n'
-            'Write file:/// and the whole path, or the path alone.'
+            f'{one_line(url)!r} names a file on another machine, {one_line(host)!r}.\n'
+            'Write file:/// and the whole path, or only the path.'
         )
     return Path(url2pathname(f'{slash}{path}'))
 
 
 def _hash_in_name(url: str) -> str | None:
     match = _SHA256_IN_NAME.search(urlsplit(url).path)
-    if match is None or _DATE.fullmatch(match[1]):  # eight digits of a day are no hash
+    if match is None or _DATE.fullmatch(match[1]):  # eight digits of a date are not a hash
         return None
     return match[1]
 
@@ -176,8 +176,8 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
         found = _stream(url, part, progress)
         if sha256 and not found.startswith(sha256.lower()):
             raise CheckpointError(
-                f'{one_line(url)} has the SHA-256 hash {found[: len(sha256)]}, expected is {sha256}; the file was not '
-                f'kept.\nTry again later; if you trust the file as it is, download it elsewhere to {path}.'
+                f'{one_line(url)} has the SHA-256 hash {found[: len(sha256)]}, but expected is {sha256}; the file was '
+                f'not kept.\nTry again later. If you trust this file, download it elsewhere and save it as {path}.'
             )
         os.replace(part, path)
     finally:
@@ -185,7 +185,7 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
 
 
 def _stream(url: str, part: Path, progress: bool) -> str:
-    """Write what a URL gives to a new file and return its SHA-256 hash."""
+    """Download a URL to a new file and return its SHA-256 hash."""
     sha256, received = hashlib.sha256(), 0
     request = Request(url, headers={'User-Agent': 'inceptionnext-dense'})
     with urlopen(request, timeout=_TIMEOUT) as response, part.open('xb') as file:

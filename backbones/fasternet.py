@@ -1,12 +1,13 @@
 """FasterNet: Run, Don't Walk. Chen, Kao, He, Zhuo, Wen, Lee, Chan. CVPR 2023, https://arxiv.org/abs/2303.03667
 
-Original code: https://github.com/JierunChen/FasterNet (no licence file; the model file names the MIT licence). This
-network was written anew from the paper for dense prediction: stage outputs instead of a classifier, optional output
-norms (plain batch norms in the authors' detectors), freezing and activation checkpointing. Checkpoints of the authors
-and of timm are renamed (:meth:`FasterNet.convert_state_dict`).
+Original code: https://github.com/JierunChen/FasterNet (no licence file; the model file names the MIT licence). This is
+a new implementation from the paper for dense prediction: stage outputs instead of a classifier, optional output norms
+(plain batch norms in the authors' detectors), freezing and activation checkpointing.
+:meth:`FasterNet.convert_state_dict` renames checkpoints from the authors and from timm.
 
 The partial convolution splits and concatenates, in training and in inference. The first version of the paper timed a
-shortcut that wrote the convolved channels into the input instead, which is the residual as well: another function.
+shortcut that wrote the convolved channels into the input instead. The input is also the residual, so that is another
+function.
 
 Shapes: N batch, C channels, H and W height and width of a map.
 """
@@ -35,8 +36,8 @@ class FasterNetArch:
         dims: Channels of each stage.
         depths: Blocks of each stage.
         act: Activation in the MLP, ``GELU`` or ``ReLU``.
-        partial_ratio: Share of the channels, the first ones, that the convolution sees, in (0, 1].
-        mlp_ratio: Width of the MLP over the channels.
+        partial_ratio: Share of the channels, counted from the first, that is convolved, in (0, 1].
+        mlp_ratio: Hidden channels of the MLP divided by the channels.
     """
 
     dims: tuple[int, ...]
@@ -51,10 +52,10 @@ class FasterNetArch:
                 f'dims={self.dims} and depths={self.depths} differ in length.\nGive one value for each stage in both.'
             )
         if self.act not in _ACTIVATIONS:
-            raise ValueError(f'Unknown act {self.act!r}; allowed are {", ".join(_ACTIVATIONS)}.\nName one of these.')
+            raise ValueError(f'Unknown act {self.act!r}; allowed: {", ".join(_ACTIVATIONS)}.\nName one of these.')
         if not (0 < self.partial_ratio <= 1 and int(min(self.dims) * self.partial_ratio) > 0):
             raise ValueError(
-                f'partial_ratio={self.partial_ratio} with dims={self.dims}, allowed is a share in (0, 1].\n'
+                f'partial_ratio={self.partial_ratio} with dims={self.dims}; allowed: a share in (0, 1].\n'
                 'Give a share that leaves at least one channel of each stage to the convolution.'
             )
 
@@ -74,7 +75,7 @@ class PartialConv(nn.Module):
         self.split_sizes = (width, dim - width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W) -> (N, C, H, W)``, a new tensor: ``x`` is the shortcut as well and stays as it is."""
+        """``(N, C, H, W) -> (N, C, H, W)``, a new tensor: ``x`` is also the shortcut and must not change."""
         first, identity = torch.split(x, self.split_sizes, dim=1)
         return torch.cat((self.partial_conv3(first), identity), dim=1)
 
@@ -84,7 +85,7 @@ class FasterNetBlock(nn.Module):
 
     Args:
         dim: Channels C.
-        arch: What all blocks of the network share.
+        arch: Settings that all blocks of the network share.
         norm_cfg: Norm of the MLP's hidden channels.
         drop_path: Probability of dropping the branch, per sample.
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
@@ -132,14 +133,14 @@ class FasterNet(StagedBackbone):
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`FasterNetArch`.
         in_channels: Channels of the images, at least 1.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
-        layer_scale_init_value: Initial layer scale. FasterNet as published has none: None or 0.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 in the first block.
+        layer_scale_init_value: Initial layer scale. The published FasterNet has none: None or 0.
         norm_cfg: Norm inside the network; published weights need ``BN`` (or ``SyncBN``).
         out_indices, out_norm, frozen_stages, norm_eval, with_cp, init_cfg: See
             :class:`backbones.base.StagedBackbone`.
 
     Raises:
-        ValueError: An argument is out of its range; the message names it and what is allowed.
+        ValueError: An argument is invalid; the message names it and what is allowed.
     """
 
     # Table 8; parameters with the classifier: 3.9, 7.6, 15.0, 31.2, 53.5, 93.5 M.
@@ -188,16 +189,16 @@ class FasterNet(StagedBackbone):
 
     @classmethod
     def convert_state_dict(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of a published checkpoint to this class's names; pure, no tensor is changed.
+        """Return a published checkpoint under this class's names, without changing anything in place.
 
-        Known are the authors' layout, where stages and mergings alternate in one list of seven (their detectors'
+        It knows three layouts: the authors', where stages and mergings alternate in one list of seven (their detectors'
         output norms ``norm0``, ``norm2``, ... become ``out_norm0``, ``out_norm1``, ...), timm's, and this class's.
 
         Args:
             state_dict: Without wrapping and prefixes.
 
         Returns:
-            The same tensors under this class's names; what belongs to a classifier keeps its name.
+            The same tensors under this class's names; a classifier's tensors keep their names.
         """
         is_flat = any(_FLAT_MERGING.match(key) for key in state_dict)
         return {_rename(_unflatten(key) if is_flat else key): value for key, value in state_dict.items()}
@@ -216,7 +217,7 @@ _RENAMES = (
 
 
 def _unflatten(key: str) -> str:
-    # The authors' list: stage 0, merging, stage 1, merging, ...; timm has each merging in the stage that it leads to.
+    # The authors' list: stage 0, merging, stage 1, merging, ...; timm puts each merging in the stage that it leads to.
     if match := _FLAT_MERGING.match(key):
         return f'stages.{(int(match[1]) + 1) // 2}.downsample.{key[match.end() :]}'
     if match := _FLAT_STAGE.match(key):

@@ -1,10 +1,10 @@
-"""The same function, rewritten for inference: :func:`fuse`.
+"""Rewriting of models for inference: :func:`fuse`.
 
-Norms with fixed statistics and layer scales are constant factors and offsets, so they are multiplied into the weights
-next to them; drop path, which does nothing, is left out; convolutions of backbones lie in channels-last format; each
-block becomes a :class:`backbones.fast.fused_block.FusedBlock`; large 3 x 3 convolutions, of heads as well, are computed
-in tiles (:mod:`backbones.fast.winograd`). Nothing is approximated: outputs differ by rounding only. What somebody has
-put around a layer (hooks, adapters, parametrizations) stays, and so does the block that it is in.
+Norms with fixed statistics and layer scales are constant factors and offsets, so they are folded into the neighbouring
+weights. Drop path, which does nothing in inference, is removed. Convolutions of backbones use the channels-last format.
+Each block becomes a :class:`backbones.fast.fused_block.FusedBlock`. Large 3 x 3 convolutions, in heads too, use
+Winograd's algorithm (:mod:`backbones.fast.winograd`). Nothing is approximated: outputs differ only by rounding. A layer
+with something attached to it (hooks, adapters, parametrizations) stays unchanged, and so does its block.
 """
 
 import copy
@@ -33,17 +33,17 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 def fuse(model: ModelT, *, rewrites: Sequence[Callable[[nn.Module], None]] = ()) -> ModelT:
     """Rewrite a model for inference: same outputs up to rounding, less time and memory.
 
-    Every backbone of this package is rewritten, also inside a detector, a segmentor or any other module, and every
-    3 x 3 convolution that is faster in tiles; what is not known stays as it is. The model that is given stays, too.
+    It rewrites every backbone of this package, even inside a detector, a segmentor or any other module, and every 3 x 3
+    convolution that is faster with Winograd's algorithm. Unknown parts stay unchanged, and so does ``model`` itself.
 
     Args:
         model: In evaluation mode.
-        rewrites: Further rewritings, of parts that this package does not know. Each changes a model in place, without
-            gradients. :func:`dense.export.fuse_mmcv.fuse_model` passes what MMDetection and MMSegmentation need.
+        rewrites: Functions that rewrite parts that this package does not know. Each changes a model in place, without
+            gradients. :func:`dense.export.fuse_mmcv.fuse_model` passes the ones for MMDetection and MMSegmentation.
 
     Returns:
-        A copy in evaluation mode whose parameters take no gradient; calling it where a gradient would be asked for
-        raises. Its state dict can be saved and loaded into another fused copy of the same model.
+        A copy in evaluation mode whose parameters take no gradient. Calling it raises an error if a gradient would be
+        needed. Its state dict can be saved and loaded into another fused copy of the same model.
 
     Raises:
         ValueError: The model is in training mode: its batch norms have no fixed statistics.
@@ -76,7 +76,7 @@ def _fuse_backbone(backbone: StagedBackbone) -> None:
 
 
 class _ChannelsLast(nn.Module):
-    """Brings the images into the order in which all that follows computes."""
+    """Converts the images to the channels-last format that the following layers use."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W) -> (N, C, H, W)``."""
@@ -84,13 +84,13 @@ class _ChannelsLast(nn.Module):
 
 
 def _fuse_chain(chain: nn.Module) -> nn.Module:
-    """Make one convolution of a stem or downsampling ``(convolution, norm)`` or ``(norm, convolution)``."""
+    """Replace a stem or downsampling, ``(convolution, norm)`` or ``(norm, convolution)``, by one convolution."""
     if not is_plain(chain, nn.Sequential) or len(chain) != 2:
         return chain
     first, second = chain
     if is_plain(first, nn.Conv2d) and _is_constant(second):
         return fuse_conv_bn_eval(first, second)
-    # Padding is not normalised: behind a norm it would have to be another number in each channel.
+    # Padding is not normalised: after a norm, it would have to be a different number in each channel.
     if _is_constant(first) and is_plain(second, nn.Conv2d) and second.padding == (0, 0):
         return _absorb(second, *_affine(first))
     return chain
@@ -101,7 +101,7 @@ def _is_constant(norm: nn.Module) -> bool:
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Factor and offset ``(C,)`` of a batch norm, or those that a layer norm applies at its end."""
+    """Return factor and offset ``(C,)`` of a batch norm, or those that a layer norm applies at the end."""
     if isinstance(norm, LayerNorm2d):
         return norm.weight, norm.bias
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
@@ -114,7 +114,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _absorb(conv: nn.Conv2d, factor: Tensor, offset: Tensor) -> nn.Conv2d:
-    """Convolution of ``x`` that equals ``conv`` of ``factor * x + offset``, per input channel."""
+    """Return a convolution whose output for ``x`` equals that of ``conv`` for ``factor * x + offset``, per channel."""
     weight = conv.weight * factor.view(1, -1, 1, 1)
     bias = torch.einsum('oihw,i->o', conv.weight, offset)
     conv.bias = nn.Parameter(bias if conv.bias is None else bias + conv.bias)

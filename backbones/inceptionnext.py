@@ -1,18 +1,18 @@
 """InceptionNeXt: When Inception Meets ConvNeXt. Yu, Zhou, Yan, Wang. CVPR 2024, https://arxiv.org/abs/2303.16900
 
-Original code: https://github.com/sail-sg/inceptionnext (Apache-2.0); its names of modules are kept, so its checkpoints
-and timm's fit. This network was written anew for dense prediction: stage outputs instead of a classifier, optional
-output norms (added by the authors for segmentation, too), freezing and activation checkpointing.
+Original code: https://github.com/sail-sg/inceptionnext (Apache-2.0). Its module names are kept, so its checkpoints and
+timm's fit. This is a new implementation for dense prediction: stage outputs instead of a classifier, optional output
+norms (which the authors also added for segmentation), freezing and activation checkpointing.
 
-Two places where the paper's text and its published weights disagree; the weights are followed:
+The paper's text and its published weights disagree in two places. This code follows the weights:
 - The mixer's channels are ordered (identity, square, width, height); Algorithm 1 prints the identity last.
 - Atto's second stage has 80 channels; Table 3 prints 90.
 
-The rows of the ablation (Table 8) and of the isotropic model (Table 5) are arguments; their code was never released.
-Inferred are:
-- A branch that is left out gives its channels to the identity.
-- Bands in sequence are the vertical one after the horizontal one on one band's share of the channels: as many
-  parameters, and about the speed that Table 8 prints, as side by side.
+The rows of the ablation (Table 8) and of the isotropic model (Table 5) are arguments. Their code was never released, so
+these points are inferred:
+- If a branch is left out, its channels go to the identity.
+- With bands in sequence, the vertical band follows the horizontal one on one band's share of the channels. This has as
+  many parameters as side by side, and about the speed that Table 8 prints.
 - The isotropic S (22 M parameters, 4.2 G MACs) has ConvNeXt's isotropic form, a 16 x 16 patch embedding and 18 blocks
   of 384 channels at stride 16, with MLP ratio 4 and tiny's mixer: 21.6 M here, 22.0 M with a linear classifier.
   ``InceptionNeXt(dict(dims=(384,), depths=(18,), mlp_ratios=(4,), patch_size=16), out_indices=(0,))``.
@@ -34,7 +34,7 @@ from backbones.fast.lean_mlp import can_be_lean
 from backbones.fast.lean_mlp import lean_mlp as compute_lean_mlp
 from backbones.layers import Stage, build_norm, init_layer
 
-# Branch -> name of its convolution in checkpoints, in the order of the channels.
+# Branch -> name of its convolution in checkpoints, in channel order.
 _CONVS: Mapping[str, str] = {'square': 'dwconv_hw', 'horizontal': 'dwconv_w', 'vertical': 'dwconv_h'}
 
 
@@ -45,12 +45,12 @@ class InceptionNeXtArch:
     Attributes:
         dims: Channels of each stage.
         depths: Blocks of each stage.
-        mlp_ratios: Width of the MLP over the channels, for each stage.
+        mlp_ratios: Hidden channels of the MLP divided by the channels, for each stage.
         band_kernel: Length of the 1 x k and k x 1 depthwise kernels, odd.
         square_kernel: Side of the square depthwise kernel, odd.
         branch_ratio: Share of the channels that each convolution branch takes, in (0, 1 / number of branches].
-        branches: Which of ``square``, ``horizontal`` (1 x k) and ``vertical`` (k x 1) there are, at least one.
-        sequential_bands: The vertical band follows the horizontal one on the same channels: one branch for both.
+        branches: One or more of ``square``, ``horizontal`` (1 x k) and ``vertical`` (k x 1).
+        sequential_bands: Apply the vertical band after the horizontal one on the same channels: one branch for both.
         patch_size: Side and stride of the first convolution.
     """
 
@@ -73,28 +73,28 @@ class InceptionNeXtArch:
         for name in ('band_kernel', 'square_kernel'):
             if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
                 raise ValueError(
-                    f'{name}={getattr(self, name)}, allowed are odd numbers from 1.\n'
+                    f'{name}={getattr(self, name)}; allowed: odd numbers from 1.\n'
                     'An even kernel would shift and resize the map.'
                 )
         if not self.branches or len(set(self.branches) & set(_CONVS)) != len(self.branches):
             raise ValueError(
-                f'branches={self.branches}, allowed are {", ".join(_CONVS)}, each once.\nName at least one of them.'
+                f'branches={self.branches}; allowed: {", ".join(_CONVS)}, each once.\nName at least one of them.'
             )
         if self.sequential_bands and not {'horizontal', 'vertical'} <= set(self.branches):
             raise ValueError(
-                f'sequential_bands with branches={self.branches}, needed are both horizontal and vertical.\n'
+                f'sequential_bands with branches={self.branches}; required: both horizontal and vertical.\n'
                 'Name both, or leave sequential_bands out.'
             )
         num_shares = len(self.groups)
         if not (0 < self.branch_ratio <= 1 / num_shares and int(min(self.dims) * self.branch_ratio) > 0):
             raise ValueError(
-                f'branch_ratio={self.branch_ratio} with dims={self.dims}, allowed is (0, 1/{num_shares}].\n'
-                f'The branches share the channels; each needs at least one of every stage.'
+                f'branch_ratio={self.branch_ratio} with dims={self.dims}; allowed: (0, 1/{num_shares}].\n'
+                f'The branches share the channels; each needs at least one channel in every stage.'
             )
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the convolutions that see each share of the channels, one after the other."""
+        """For each share of the channels, the names of its convolutions in the order in which they run."""
         convs = tuple(conv for branch, conv in _CONVS.items() if branch in self.branches)
         if not self.sequential_bands:
             return tuple((conv,) for conv in convs)
@@ -166,8 +166,8 @@ class MetaNeXtBlock(nn.Module):
         layer_scale_init_value: Initial factor of each channel; None or 0 for none.
 
     Attributes:
-        lean_mlp: Compute the MLP's hidden map again in the backward pass instead of holding it. An MLP that was
-            changed (other layers or activation, adapters, hooks) is computed layer by layer.
+        lean_mlp: Recompute the MLP's hidden map in the backward pass instead of storing it. A modified MLP (other
+            layers or activation, adapters, hooks) runs layer by layer.
     """
 
     gamma: nn.Parameter | None
@@ -214,21 +214,21 @@ class InceptionNeXt(StagedBackbone):
 
     Args:
         arch: A name in :attr:`ARCHS`, or a dict with the fields of :class:`InceptionNeXtArch`.
-        band_kernel, branch_ratio, branches, sequential_bands: Instead of the arch's, see
-            :class:`InceptionNeXtArch`; None keeps the arch's. Published weights fit the archs as they are; with
-            ``sequential_bands`` they fit, too, by name and shape, but were not trained for it.
+        band_kernel, branch_ratio, branches, sequential_bands: Override the arch's values, see
+            :class:`InceptionNeXtArch`; None keeps them. Published weights fit the unchanged archs. With
+            ``sequential_bands`` they also fit by name and shape, but were not trained for it.
         in_channels: Channels of the images, at least 1.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1); grows linearly from 0 in the first block.
         layer_scale_init_value: Initial layer scale; the published value is 1e-6. None or 0 leaves layer scale out.
         norm_cfg: Norm inside the network; published weights need ``BN`` (or ``SyncBN``).
         out_indices, out_norm, frozen_stages, norm_eval, with_cp, lean_mlp, init_cfg: See
             :class:`backbones.base.StagedBackbone`.
 
     Raises:
-        ValueError: An argument is out of its range; the message names it and what is allowed.
+        ValueError: An argument is invalid; the message names it and what is allowed.
     """
 
-    # Table 3, with the published code's corrections; parameters with the classifier: 4.2, 28.1, 49.4, 86.7 M.
+    # Table 3, corrected by the published code; parameters with the classifier: 4.2, 28.1, 49.4, 86.7 M.
     ARCHS: ClassVar[Mapping[str, InceptionNeXtArch]] = {
         'atto': InceptionNeXtArch((40, 80, 160, 320), (2, 2, 6, 2), band_kernel=9, branch_ratio=1 / 4),
         'tiny': InceptionNeXtArch((96, 192, 384, 768), (3, 3, 9, 3)),

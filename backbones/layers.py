@@ -1,4 +1,4 @@
-"""Layers that more than one paper's network uses.
+"""Layers that the networks of several papers share.
 
 Shapes: N batch, C channels, H and W height and width.
 """
@@ -13,7 +13,7 @@ from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# The names that OpenMMLab configs use. MMEngine itself registers none of them, and mmcv need not be installed.
+# Names used in OpenMMLab configs. MMEngine itself registers none of them, and mmcv need not be installed.
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     'BN': nn.BatchNorm2d,
     'SyncBN': nn.SyncBatchNorm,
@@ -40,7 +40,7 @@ def build_norm(norm_cfg: Mapping[str, Any], num_channels: int) -> nn.Module:
     layer = _NORMS.get(name) or (MODELS.get(name) if isinstance(name, str) else name)
     if layer is None:
         raise ValueError(
-            f'Unknown norm type {name!r}; allowed are {", ".join(_NORMS)} and the norms in the MODELS registry.\n'
+            f'Unknown norm type {name!r}; allowed: {", ".join(_NORMS)} and the norms in the MODELS registry.\n'
             "Name one, for example norm_cfg=dict(type='BN')."
         )
     norm = layer(num_channels, **options)
@@ -50,10 +50,10 @@ def build_norm(norm_cfg: Mapping[str, Any], num_channels: int) -> nn.Module:
 
 
 def init_layer(module: nn.Module) -> None:
-    """Initialise a convolution or linear layer as all three papers do; other modules stay as they are.
+    """Initialise a convolution or linear layer as all three papers do, and leave other modules unchanged.
 
-    Weights are drawn from a truncated normal of standard deviation 0.02, biases are 0. On the meta device there is
-    nothing to draw, and drawing nothing takes ten times as long as building the network.
+    Weights are drawn from a truncated normal distribution with standard deviation 0.02; biases are 0. Meta tensors are
+    skipped: they hold no values, yet drawing them would take ten times as long as building the network.
     """
     if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
         trunc_normal_(module.weight, std=0.02)
@@ -62,11 +62,11 @@ def init_layer(module: nn.Module) -> None:
 
 
 class Stage(nn.Module):
-    """One resolution of a hierarchical network: an optional downsampling, then blocks.
+    """One resolution of a hierarchical network: an optional downsampling layer, then blocks.
 
     Args:
         downsample: ``(N, C_in, H, W) -> (N, C, H / 2, W / 2)``, or ``nn.Identity()``.
-        blocks: Each maps ``(N, C, H, W)`` to the same shape.
+        blocks: Each keeps the shape ``(N, C, H, W)``.
 
     Attributes:
         with_cp: Recompute the blocks in the backward pass instead of storing their activations.
@@ -94,7 +94,7 @@ def _recompute_contexts(module: nn.Module) -> Callable[[], tuple[AbstractContext
 
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    # The recomputed pass sees the same batch again; without this, batch norms would count it twice.
+    # The recomputation runs the same batch again; without this, batch norms would count it twice.
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -107,17 +107,17 @@ def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def keep_statistics_in_recomputation(module: nn.Module, is_recomputation: Callable[[], bool]) -> None:
-    """Make the batch norms of a network that checkpoints by itself count each batch once.
+    """Make batch norms count each batch only once in a network with its own activation checkpointing.
 
     Args:
         module: Changed in place.
-        is_recomputation: Tells, while a norm runs, whether this is the backward pass's repetition.
+        is_recomputation: Returns, while a norm runs, whether the backward pass is recomputing it.
     """
     for norm in module.modules():
         if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
             guard = _StatisticsGuard(is_recomputation)
             norm.register_forward_pre_hook(guard.before)
-            norm.register_forward_hook(guard.after, always_call=True)  # a recomputation ends by an exception
+            norm.register_forward_hook(guard.after, always_call=True)  # a recomputation ends with an exception
 
 
 class _StatisticsGuard:

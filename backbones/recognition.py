@@ -1,4 +1,4 @@
-"""What a checkpoint that does not fit may be instead."""
+"""Guess which network a checkpoint that does not fit belongs to."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,15 +13,15 @@ def advise(family: type, published: Mapping[str, Tensor]) -> str:
 
     Args:
         family: Class of the backbone that it does not fit.
-        published: The checkpoint, under its own names.
+        published: The checkpoint, under its original names.
     """
     own = _fitting_archs(family, published)
     if own:
-        return f'It fits arch {" or ".join(map(repr, own))} as published.'
+        return f'It fits arch {" or ".join(map(repr, own))} as published: use that arch, without changes.'
     others = [f'{other.__name__} {arch}' for other in _relatives(family) for arch in _fitting_archs(other, published)]
     if others:
-        return f'It looks like {" or ".join(others)}: take that backbone, or another file.'
-    return 'Check that the file is of this network.'
+        return f'It looks like {" or ".join(others)}: use that backbone, or another file.'
+    return 'Check that the file belongs to this network.'
 
 
 def part_of(key: str) -> str:
@@ -30,7 +30,7 @@ def part_of(key: str) -> str:
 
 
 def _relatives(family: type) -> list[Any]:
-    """Every class with a table of archs of its own below the ancestor that promises one."""
+    """Return every class with its own table of archs below the ancestor that declares ``ARCHS``."""
     ancestors = [base for base in family.__mro__ if hasattr(base, 'ARCHS')]
     return [cls for cls in _descendants(ancestors[-1]) if vars(cls).get('ARCHS')] if ancestors else []
 
@@ -47,7 +47,7 @@ def _fitting_archs(family: Any, published: Mapping[str, Tensor]) -> list[str]:
     ignored = ('out_norm', *family.CLASSIFIER_PREFIXES)
     converted = family.convert_state_dict(published)
     shapes = {key: value.shape for key, value in converted.items() if not key.startswith(ignored)}
-    parts = {part_of(key) for key in shapes}  # a backbone without its last stages is recognised as well
+    parts = {part_of(key) for key in shapes}  # recognises a backbone without its last stages, too
     return [
         name
         for name in family.ARCHS

@@ -1,4 +1,4 @@
-"""Weights that the papers' authors released, as records: where they are, what they are, what they reach."""
+"""Records of the weights that the papers' authors released: addresses, sizes, recipes and accuracies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ class PublishedWeights:
         family: Class that they belong to.
         arch: Name in that class's ``ARCHS``.
         url: The authors' file.
-        hub_id: The same weights as timm publishes them on the Hugging Face hub; None if it does not.
+        hub_id: timm's copy of the same weights on the Hugging Face hub; None if there is none.
         num_params: Parameters of the whole classifier.
-        top1: ImageNet-1K validation accuracy in percent, as published; None if it was not.
+        top1: Published ImageNet-1K validation accuracy in percent; None if there is none.
         resolution: Side of the square crop that ``top1`` was measured at, in pixels.
         recipe: How they were trained.
-        licence: SPDX name; ``NOASSERTION`` where the authors' repository has no licence.
-        mirrors: Other addresses of the same file, to try in this order if ``url`` fails.
+        licence: SPDX name; ``NOASSERTION`` if the authors' repository has no licence.
+        mirrors: Other addresses of the same file, tried in this order if ``url`` fails.
         sha256: Hash of the file, checked after a download; None if its authors published none.
     """
 
@@ -52,8 +52,8 @@ def _inceptionnext(arch: str, num_params: int, top1: float, recipe: str, resolut
 
 
 def _fasternet(arch: str, epoch: int, val_acc: str, num_params: int, top1: float, recipe: str) -> PublishedWeights:
-    # Accuracies and recipes: Tables 3 and 6 of arXiv:2303.03667. The repository has no licence file; its model file
-    # names the MIT licence, timm offers its port of the same weights under Apache-2.0.
+    # Accuracies and recipes: Tables 3 and 6 of arXiv:2303.03667. The repository has no licence file. Its model file
+    # names the MIT licence; timm offers its port of the same weights under Apache-2.0.
     file = f'fasternet_{arch}-epoch.{epoch}-val_acc1.{val_acc}.pth'
     return PublishedWeights(
         family='FasterNet',
@@ -69,8 +69,8 @@ def _fasternet(arch: str, epoch: int, val_acc: str, num_params: int, top1: float
 
 
 def _convnext(arch: str, num_params: int, top1: float | None, *, has_ema: bool) -> PublishedWeights:
-    # Accuracies: Table 1 of arXiv:2201.03545. They are those of the moving averages (EMA), which timm offers, too; the
-    # authors' detectors and segmentors start from the last weights themselves, whose accuracy was not published.
+    # Accuracies: Table 1 of arXiv:2201.03545. They belong to the moving averages (EMA), which timm offers, too. The
+    # authors' detectors and segmentors start from the last weights instead, whose accuracy was not published.
     return PublishedWeights(
         family='ConvNeXt',
         arch=arch,
@@ -85,7 +85,7 @@ def _convnext(arch: str, num_params: int, top1: float | None, *, has_ema: bool) 
 
 
 def _convnext_variant(arch: str, num_params: int, top1: float) -> PublishedWeights:
-    # Accuracies: Table 1 of arXiv:2303.16900v3. The authors' text and their code give different names of the file.
+    # Accuracies: Table 1 of arXiv:2303.16900v3. The authors' text and their code name the file differently.
     releases = 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
     return PublishedWeights(
         family='ConvNeXt',

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything that they contain."""
+"""Reading checkpoint files without running any code in them."""
 
 import os
 import re
@@ -17,14 +17,14 @@ _ZIP_END_MAGIC, _ZIP_END_SIZE = b'PK\x05\x06', 22  # without a comment
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit; the message is two lines, the cause and how to mend it."""
+    """A checkpoint cannot be read or does not fit; the message has two lines, the cause and how to fix it."""
 
 
 def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any:
     """Read a ``.pth`` (``torch.save``) or ``.safetensors`` file. Several threads may read at the same time.
 
-    Tensors, plain Python containers and numbers, and what MMEngine's own checkpoints hold besides are read. Anything
-    else in a pickle is refused, whoever made it: a pickle can run any code.
+    It reads tensors, plain Python containers, numbers, and the other objects in MMEngine's own checkpoints. It refuses
+    anything else in a pickle, whoever made it: a pickle can run any code.
 
     Args:
         path: The file.
@@ -34,7 +34,7 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
         What was saved; for ``.safetensors`` a dict from name to tensor.
 
     Raises:
-        CheckpointError: The file is missing, truncated, damaged, no checkpoint, or holds objects that are refused.
+        CheckpointError: The file is missing, truncated, damaged or not a checkpoint, or holds objects that are refused.
     """
     path = Path(path)
     _check_place(path)
@@ -48,30 +48,30 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
         raise
     except UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
-    except Exception as error:  # what reading arbitrary bytes raises has no list: AttributeError, struct.error, ...
+    except Exception as error:  # reading arbitrary bytes can raise anything: AttributeError, struct.error, ...
         raise CheckpointError(_unreadable(path, error)) from error
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """Return a text from a file or a library as part of one line: no line breaks or control characters, and not long.
+    """Make a text from a file or a library fit into one line: short, without line breaks or control characters.
 
     Args:
         text: Anything with a ``str``.
-        most: Characters that are kept.
+        most: Maximum number of characters.
     """
     line = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text)[: most + 1])
     return line if len(line) <= most else f'{line[:most]}...'
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop; the error's class if there is no message."""
+    """Return the first line of an error's message without its full stop, or the error's class if it has no message."""
     return one_line(str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__)
 
 
 def _check_place(path: Path) -> None:
-    # os.path answers also where a Path raises: no permission for a folder, a name that is too long.
+    # os.path returns False where a Path raises: no permission for a folder, or a name that is too long.
     if os.path.isdir(path):
-        raise CheckpointError(f'{str(path)!r} is a folder, not a checkpoint.\nName the file in it.')
+        raise CheckpointError(f'{str(path)!r} is a folder, not a checkpoint.\nName a file in it.')
     if not os.path.exists(path):
         raise CheckpointError(f'Checkpoint {str(path)!r} does not exist.\nCheck the path, or give a URL.')
     if not os.path.isfile(path):
@@ -84,7 +84,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by the name, or by a JSON object behind eight bytes with its length (downloads may have any name)."""
+    """Tell by the name, or by a JSON object after eight bytes with its length (downloads may have any name)."""
     if path.suffix.lower() == '.safetensors':
         return True
     with path.open('rb') as file:
@@ -93,7 +93,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Check what torch's own reader takes on trust: sizes and checksums. Reads each byte of the file once at most.
+    """Check the sizes and checksums that torch's own reader does not check. Reads each byte at most once.
 
     Raises:
         CheckpointError: The archive is damaged, or torch.save did not write it.
@@ -103,13 +103,13 @@ def _check_archive(path: Path) -> None:
         if foreign:
             raise CheckpointError(
                 f'Checkpoint {str(path)!r} {foreign}, which torch.save never writes; it was not read.\n'
-                'Get the file from its author again, or save it anew with torch.save.'
+                'Get the file from its author again, or save it again with torch.save.'
             )
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
             f'Checkpoint {str(path)!r} is damaged: the checksum of its part {one_line(damaged)!r} is wrong.\n'
-            'Download or copy the file again, or take an earlier one.'
+            'Download or copy the file again, or use an earlier one.'
         )
 
 
@@ -122,8 +122,8 @@ def _what_torch_never_writes(path: Path, entries: list[zipfile.ZipInfo]) -> str:
     if declared > size:
         return f'has parts of {declared} bytes in a file of {size}'
     if len({entry.filename.lower() for entry in entries}) < len(entries):
-        return 'has two parts of one name'
-    # Readers of zip files differ in what they make of the next two, so torch's might see parts that were not checked.
+        return 'has two parts with the same name'
+    # Zip readers treat the next two cases differently, so torch's might see parts that were not checked.
     if min((entry.header_offset for entry in entries), default=0) > 0 or not _ends_with_directory(path):
         return 'has bytes around its parts'
     return ''
@@ -138,9 +138,9 @@ def _ends_with_directory(path: Path) -> bool:
 def _refusal(path: Path, error: UnpicklingError) -> str:
     names = re.findall(r'GLOBAL (\S+)', str(error))
     if not names:
-        return _unreadable(path, UnpicklingError('a pickle that holds more than weights, or none'))
+        return _unreadable(path, UnpicklingError('a pickle that holds more than weights, or no weights'))
     return (
-        f'Checkpoint {str(path)!r} wants to use {one_line(names[0])}, which can run code; it was not read.\n'
+        f'Checkpoint {str(path)!r} uses {one_line(names[0])}, which can run code; it was not read.\n'
         'Get the weights as .safetensors or as a plain state dict (torch.save(model.state_dict(), FILE)).'
     )
 
@@ -148,6 +148,6 @@ def _refusal(path: Path, error: UnpicklingError) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     reason = first_line(error).split('. ')[0]
     return (
-        f'{str(path)!r} ({path.stat().st_size} bytes) is no readable checkpoint: {reason}.\n'
+        f'{str(path)!r} ({path.stat().st_size} bytes) is not a readable checkpoint: {reason}.\n'
         'It may be truncated or another kind of file; download or copy it again.'
     )

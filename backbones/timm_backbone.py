@@ -1,8 +1,8 @@
-"""Any network of timm that gives features, with the promises of :class:`backbones.base.DenseBackbone`.
+"""Any timm network that returns features, with the guarantees of :class:`backbones.base.DenseBackbone`.
 
-timm (https://github.com/huggingface/pytorch-image-models, Apache-2.0) holds several hundred networks. They are built
-and run by timm's own code; what stands here makes detectors and segmentors able to rely on them: strict local weights,
-output norms, freezing, layer depths, and no parameter that lies behind the last map and so would get no gradient.
+timm (https://github.com/huggingface/pytorch-image-models, Apache-2.0) has several hundred networks. timm's own code
+builds and runs them. This module adds what detectors and segmentors rely on: strict local weights, output norms,
+freezing, layer depths, and no parameters after the last map, which would get no gradient.
 
 Shapes: N batch, C channels, H and W height and width.
 """
@@ -28,7 +28,7 @@ from backbones.base import DenseBackbone, check_drop_path_rate, check_out_indice
 from backbones.layers import keep_statistics_in_recomputation
 from backbones.serialization import CheckpointError
 
-# Options of timm's constructors that have an argument of their own here, or would change what is promised.
+# Options of timm's constructors that have their own argument here, or would break a guarantee of the backbone.
 _RESERVED = {
     'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'features_only',
     'out_indices', 'feature_cls', 'in_chans', 'num_classes', 'drop_path_rate',
@@ -38,7 +38,7 @@ _BUILD_ERRORS = (TypeError, AssertionError, ValueError, RuntimeError)
 
 @dataclass(frozen=True)
 class Feature:
-    """A map that a timm network gives.
+    """A feature map of a timm network.
 
     Attributes:
         channels: C.
@@ -55,33 +55,34 @@ class Feature:
 class TimmBackbone(DenseBackbone):
     """A timm network that returns the maps of its stages.
 
-    A stage is what timm counts as a feature, in its order. For most networks stage 0 has stride 4, but ResNets,
-    RegNets, EfficientNets and MobileNets begin with one of stride 2, and every block of a plain vision transformer is a
-    stage: read ``out_strides``, which is true for all. Odd sizes are rounded as the network rounds them; transformers
-    pad them to whole patches.
+    Stages are timm's features, in timm's order. In most networks stage 0 has stride 4, but ResNets, RegNets,
+    EfficientNets and MobileNets begin with stride 2, and every block of a plain vision transformer is a stage.
+    ``out_strides`` has the actual strides. Odd sizes are rounded as the network rounds them; transformers pad them to
+    whole patches.
 
-    Vision transformers have one image size unless told otherwise: ``timm_options=dict(img_size=(512, 512))``, or
-    ``dict(dynamic_img_size=True)`` (ViT) and ``dict(strict_img_size=False)`` (Swin) for images of any size.
-    HRNet and CrossViT keep parts that a subset of their maps does not need; train such a subset on several GPUs with
+    Vision transformers accept only one image size by default. Set it with ``timm_options=dict(img_size=(512, 512))``,
+    or allow any size with ``dict(dynamic_img_size=True)`` (ViT) or ``dict(strict_img_size=False)`` (Swin).
+    HRNet and CrossViT keep parts that a subset of their maps does not need; to train such a subset on several GPUs, set
     ``find_unused_parameters=True``.
 
     Args:
         arch: timm's name, with or without the tag of its weights (``'convnext_tiny.fb_in22k'``).
         in_channels: Channels of the images, at least 1.
-        out_indices: Stages whose maps are returned, ascending, 0 is the first; None takes the last four.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1), spread as timm spreads it for this network.
-        timm_options: More arguments for timm's constructor of this network, for example ``dict(drop_rate=0.1)``.
-        with_cp: Activation checkpointing where timm offers it for this network.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file or URL of weights in timm's layout or one that
-            timm converts (other names, position embeddings of another image size). ``checkpoint='timm'`` has timm
-            download the weights that it publishes for ``arch``; nothing is downloaded without it.
+        out_indices: Stages whose maps are returned, in ascending order; 0 is the first. None means the last four.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1), spread over the blocks as timm does it for this
+            network.
+        timm_options: Further arguments for timm's constructor of this network, for example ``dict(drop_rate=0.1)``.
+        with_cp: Activation checkpointing; an error if timm does not offer it for this network.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a file or URL of weights in timm's layout, or in one
+            that timm converts (other names, position embeddings of another image size). ``checkpoint='timm'`` makes
+            timm download the weights that it publishes for ``arch``; otherwise timm downloads nothing.
         out_norm, frozen_stages, norm_eval: See :class:`backbones.base.DenseBackbone`.
 
     Raises:
-        ValueError: timm has no such network, it gives no features, or an argument is out of its range.
+        ValueError: timm has no such network, it returns no features, or an argument is invalid.
     """
 
-    CLASSIFIER_PREFIXES: ClassVar[tuple[str, ...]] = ()  # which names are the classifier's, timm's full model tells
+    CLASSIFIER_PREFIXES: ClassVar[tuple[str, ...]] = ()  # timm's full model shows which names are the classifier's
     body: nn.Module
 
     def __init__(
@@ -105,15 +106,15 @@ class TimmBackbone(DenseBackbone):
         if out_indices is None:
             out_indices = range(max(0, len(features) - 4), len(features))
         indices = check_out_indices(out_indices, len(features))
-        # Indices among the maps that are left, which are the same ones unless timm drops maps before the first.
+        # Indices among the remaining maps; they change only if timm drops maps before the first.
         take = tuple(body.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True))
         stages = _stages_of_modules(body, [feature.module for feature in features[: indices[-1] + 1]])
         if frozen_stages >= 0 and stages is None:
             raise ValueError(
-                f'frozen_stages={frozen_stages}, but timm does not say which modules of {arch!r} make up its stages.\n'
+                f'frozen_stages={frozen_stages}, but timm does not say which modules of {arch!r} form its stages.\n'
                 'Leave frozen_stages at -1 for this network.'
             )
-        self._stages = stages  # plain data: nn.Module takes it before its own constructor ran
+        self._stages = stages  # plain data, which can be set before nn.Module's constructor runs
         self._options = options
         self._take = take
         self.arch = arch
@@ -143,16 +144,16 @@ class TimmBackbone(DenseBackbone):
             self._in_forward = False
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`DenseBackbone.get_layer_depth`; timm's own groups of layers, or stages where it has none."""
+        """See :meth:`DenseBackbone.get_layer_depth`; uses timm's own groups of layers, or stages if it has none."""
         if not hasattr(self.body, 'group_matcher'):
             return self.get_stage_depth(param_name, prefix)
         return self._depth(param_name, prefix, self._layer_depths, 1 + max(self._layer_depths.values()))
 
     def get_stage_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See :meth:`DenseBackbone.get_stage_depth`; a downsampling belongs to the stage that it leads to."""
+        """See :meth:`DenseBackbone.get_stage_depth`; a downsampling layer belongs to the stage that it leads to."""
         if self._stages is None:
             raise ValueError(
-                f'timm does not say which modules of {self.arch!r} make up its stages.\nUse layer-wise decay instead.'
+                f'timm does not say which modules of {self.arch!r} form its stages.\nUse layer-wise decay instead.'
             )
         return self._depth(param_name, prefix, self._stage_depths, self.out_indices[-1] + 2)
 
@@ -163,10 +164,10 @@ class TimmBackbone(DenseBackbone):
         return tuple(f'body.{name}' for name in ((names,) if isinstance(names, str) else names))
 
     def named_weights(self, source: str) -> Mapping[str, Tensor] | None:
-        """The weights that timm publishes for this network, if ``source`` is ``'timm'``; they are downloaded.
+        """Download the weights that timm publishes for this network, if ``source`` is ``'timm'``.
 
         Raises:
-            CheckpointError: timm publishes none, or they cannot be had.
+            CheckpointError: timm publishes none, or they cannot be downloaded.
         """
         if source != 'timm':
             return None
@@ -174,19 +175,20 @@ class TimmBackbone(DenseBackbone):
             return timm.create_model(self.arch, pretrained=True, **self._options).state_dict()
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(
-                f'timm cannot get its weights of {self.arch!r}: {_first_line(error)}.\n'
+                f'timm cannot get its weights for {self.arch!r}: {_first_line(error)}.\n'
                 'Check the connection and the name, or give a file (.pth, .safetensors) as checkpoint.'
             ) from error
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bring a checkpoint to this backbone's names.
+        """Convert a checkpoint to this backbone's names.
 
         Args:
-            state_dict: In the layout of this class, of timm's full model, or in one that timm's own conversion for this
-                network reads. It is not changed.
+            state_dict: In the layout of this class or of timm's full model, or in one that timm's own conversion for
+                this network reads. It is not changed.
 
         Returns:
-            Tensors by names that begin with ``body.`` or ``out_norm``; what fits nothing keeps its name behind them.
+            Tensors by names that begin with ``body.`` or ``out_norm``; unknown tensors keep their names after
+            ``body.``.
         """
         if not self._own_names.isdisjoint(state_dict):
             return dict(state_dict)
@@ -219,7 +221,7 @@ class TimmBackbone(DenseBackbone):
         return {name: self._stage_of_parameter(name) for name, _ in self.body.named_parameters()}
 
     def _build_whole(self) -> nn.Module:
-        """timm's model with classifier and all stages; only its names and shapes count, so it takes no memory."""
+        """Build timm's model with classifier and all stages, on the meta device: only names and shapes are needed."""
         with torch.device('meta'):
             return _build(self.arch, self._options)
 
@@ -234,7 +236,7 @@ class TimmBackbone(DenseBackbone):
 
     def _stage_of_parameter(self, name: str) -> int:
         owner = name.rpartition('.')[0]
-        # What stands in no module (position and class embeddings) is added to the stem's output.
+        # Parameters outside of any module (position and class embeddings) are added to the stem's output.
         return self._stages[owner] if self._stages and owner else 0
 
     def _frozen_modules(self) -> Iterable[nn.Module]:
@@ -254,14 +256,14 @@ def _checked_options(arch: str, in_channels: int, timm_options: Mapping[str, Any
     reserved = sorted(_RESERVED & set(options))
     if reserved:
         raise ValueError(
-            f'timm_options has {", ".join(reserved)}, which are not left to timm.\n'
+            f'timm_options must not contain {", ".join(reserved)}.\n'
             'Use in_channels, out_indices, drop_path_rate and init_cfg; a backbone has no classifier.'
         )
     name = arch.split('.')[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(
-            f'timm {timm.__version__} has no network {arch!r}; near to it are {", ".join(close) or "none"}.\n'
+            f'timm {timm.__version__} has no network {arch!r}; similar names: {", ".join(close) or "none"}.\n'
             'Name one of timm.list_models().'
         )
     return dict(options, in_chans=in_channels)
@@ -271,12 +273,12 @@ def _build_body(arch: str, options: Mapping[str, Any], drop_path_rate: float) ->
     check_drop_path_rate(drop_path_rate)
     options = dict(options, num_classes=0)
     try:
-        # 0 is said, too: left out, it would be timm's default, which is 0.1 for some networks.
+        # Pass 0, too: if it were left out, timm's default would apply, which is 0.1 for some networks.
         return _build(arch, dict(options, drop_path_rate=drop_path_rate))
     except ValueError:
         if drop_path_rate > 0:
             raise
-        return _build(arch, options)  # networks without stochastic depth do not know the word
+        return _build(arch, options)  # networks without stochastic depth do not accept the argument
 
 
 def _build(arch: str, options: Mapping[str, Any]) -> Any:
@@ -300,23 +302,24 @@ def _features_of(body: nn.Module, arch: str) -> list[Feature]:
     needed = ('forward_intermediates', 'prune_intermediate_layers')
     if not rows or not all(hasattr(body, method) for method in needed):
         raise ValueError(
-            f"timm's network {arch!r} gives no features (feature_info, {', '.join(needed)}).\n"
-            'Choose one that does; all families that timm 1.0.31 ships do.'
+            f"timm's network {arch!r} returns no features (feature_info, {', '.join(needed)}).\n"
+            'Choose one that does; all families in timm 1.0.31 do.'
         )
     return [Feature(row['num_chs'], row['reduction'], row['module']) for row in getattr(rows, 'info', rows)]
 
 
 def _stages_of_modules(body: nn.Module, last_modules: Sequence[str]) -> dict[str, int] | None:
-    """Number the modules: 0 for the stem, i + 1 for what leads from map i - 1 to map i.
+    """Number the modules: 0 for the stem, i + 1 for the modules that lead from map i - 1 to map i.
 
     timm's networks register their modules in the order in which they run.
 
     Args:
         body: The network.
-        last_modules: For each map the module that computes it.
+        last_modules: For each map, the module that computes it.
 
     Returns:
-        Module name -> number, of a module with children the highest of them; None if the list names no such modules.
+        Module name -> number. A module with children has the highest number of its children. None if ``last_modules``
+        has an unknown name.
     """
     names: list[str] = []
     is_trained: list[bool] = []
@@ -349,8 +352,8 @@ def _checkpoint_activations(body: Any, arch: str) -> None:
 
 
 def _converted_by_timm(state_dict: Mapping[str, Tensor], whole: nn.Module) -> list[dict[str, Tensor]]:
-    """What timm's conversion for this family makes of a checkpoint; empty if timm has none or it cannot read it."""
-    # By timm's convention it stands beside the network's class.
+    """Convert a checkpoint with timm's code for this family; empty if timm has none or it cannot read the
+    checkpoint."""  # By timm's convention, the function is in the module of the network's class.
     convert = getattr(sys.modules[type(whole).__module__], 'checkpoint_filter_fn', None)
     if convert is None:
         return []
@@ -358,7 +361,7 @@ def _converted_by_timm(state_dict: Mapping[str, Tensor], whole: nn.Module) -> li
     try:
         return [dict(convert(dict(state_dict), *([whole] if num_arguments > 1 else [])))]
     except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError):
-        return []  # a checkpoint of another network: comparing the names as they are tells which
+        return []  # a checkpoint of another network: comparing the unconverted names shows which
 
 
 def _num_differences(state: Mapping[str, Tensor], own: set[str], whole: Mapping[str, Tensor]) -> int:

@@ -1,10 +1,10 @@
 """Unpickling a checkpoint without trusting what it asks for.
 
-``torch.load(weights_only=True)`` builds tensors and plain containers. MMEngine's checkpoints also hold their history of
-logged values: ``HistoryBuffer`` objects with NumPy arrays and references to their own methods. To allow the real
-classes would let a hostile pickle reach into memory: ``numpy.ndarray`` takes raw bytes for pointers to objects,
-``numpy.dtype`` takes any flags, and ``HistoryBuffer`` writes to a dict that all of its instances share. So each has a
-stand-in that only keeps data, and :func:`read_pickle` makes the real objects from it.
+``torch.load(weights_only=True)`` builds tensors and plain containers. MMEngine's checkpoints also hold a history of
+logged values: ``HistoryBuffer`` objects with NumPy arrays and references to their own methods. Allowing the real
+classes would let a hostile pickle reach into memory: ``numpy.ndarray`` interprets raw bytes as pointers to objects,
+``numpy.dtype`` accepts any flags, and ``HistoryBuffer`` writes to a dict that all of its instances share. So a stand-in
+that only stores data replaces each class, and :func:`read_pickle` makes the real objects from the stand-ins.
 """
 
 import functools
@@ -22,7 +22,7 @@ STATISTICS = frozenset({'mean', 'max', 'min', 'current'})
 
 
 def read_pickle(path: Path, map_location: Any) -> Any:
-    """Read what ``torch.save`` wrote. Threads may call this, and ``torch.load``, at the same time.
+    """Read a file that ``torch.save`` wrote. Threads may call this, and ``torch.load``, at the same time.
 
     Args:
         path: The file.
@@ -30,7 +30,7 @@ def read_pickle(path: Path, map_location: Any) -> Any:
 
     Raises:
         UnpicklingError: The pickle asks for something that is not allowed.
-        Exception: Whatever else a damaged file leads to.
+        Exception: A damaged file can raise anything.
     """
     token = _uses_stand_ins.set(True)
     try:
@@ -91,8 +91,8 @@ def _empty_array(*_: Any) -> _Array:
 
 
 def _statistic(owner: Any, name: str) -> str:
-    # Stands in for `getattr`, which on arbitrary objects would be a way to arbitrary code. A new HistoryBuffer has its
-    # methods anyway, so nothing needs the answer.
+    # Stands in for `getattr`, which would allow arbitrary code on arbitrary objects. A new HistoryBuffer has its
+    # methods anyway, so nothing uses the result.
     if owner is _History and name in STATISTICS:
         return name
     raise UnpicklingError(f'attribute {name!r} of {owner!r}')
@@ -111,10 +111,10 @@ _uses_stand_ins: ContextVar[bool] = ContextVar('uses_stand_ins', default=False)
 
 
 def _look_up_stand_ins() -> None:
-    """Have torch's unpickler find the stand-ins inside :func:`read_pickle`, and nowhere else.
+    """Make torch's unpickler find the stand-ins inside :func:`read_pickle`, and nowhere else.
 
     ``torch.serialization.safe_globals`` changes one list for the whole process: two threads that use it remove each
-    other's entries, and every other ``torch.load`` accepts them meanwhile. Here the answer depends on who asks.
+    other's entries, and meanwhile every other ``torch.load`` accepts them. Here the list depends on the caller.
     """
     registered = torch_unpickler._get_user_allowed_globals
 
@@ -129,11 +129,11 @@ _look_up_stand_ins()
 
 
 def _resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
-    """Put real objects in the places of stand-ins, in place except for tuples.
+    """Replace stand-ins by the real objects, in place except for tuples.
 
     Args:
-        value: What was unpickled.
-        seen: ``id`` -> container and what became of it: one may stand in many places, or in itself.
+        value: The unpickled object.
+        seen: ``id`` -> container and its replacement: a container may occur many times, or contain itself.
     """
     if isinstance(value, _DType | _Array | _History):
         return value.value

@@ -1,4 +1,4 @@
-"""Strict loading of weights, published or one's own, into a backbone."""
+"""Strict loading of weights, published or your own, into a backbone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from backbones.recognition import advise, part_of
 from backbones.records import WEIGHTS, PublishedWeights
 from backbones.serialization import CheckpointError, load_file, one_line
 
-# Where training scripts put the state dict, and what they put before its keys.
+# Entries in which training scripts save the state dict, and prefixes that they add to its keys.
 ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 _PREFIXES = ('module.', '_orig_mod.', 'backbone.', 'model.')
 
 
 class TakesWeights(Protocol):
-    """What :func:`load_pretrained` asks of a backbone; :class:`backbones.base.DenseBackbone` says what each is."""
+    """What :func:`load_pretrained` needs from a backbone; :class:`backbones.base.DenseBackbone` documents each
+    member."""
 
     @property
     def input_layers(self) -> tuple[str, ...]: ...
@@ -45,11 +46,11 @@ class LoadReport:
     """What :func:`load_pretrained` did.
 
     Attributes:
-        source: What was asked for.
+        source: The source that was requested.
         loaded: Names of the backbone's tensors that were loaded.
-        total: Number of the backbone's tensors that a checkpoint must fill; always the number loaded of them.
-        new: Names that keep their initial values (output norms, absent from ImageNet weights).
-        left_out: Names in the checkpoint that the backbone has no use for (classifier, stages not requested).
+        total: Number of the backbone's tensors that a checkpoint must fill; always the number that were loaded.
+        new: Names that keep their initial values (output norms, which ImageNet weights lack).
+        left_out: Names in the checkpoint that the backbone does not need (classifier, stages not requested).
         adapted: Names whose input channels were adapted from three.
     """
 
@@ -73,23 +74,23 @@ class LoadReport:
 def load_pretrained(backbone: TakesWeights, source: str | Path, *, prefix: str | None = None) -> LoadReport:
     """Load weights into a backbone, all of them or none.
 
-    The classifier and stages that the backbone was built without are left out; output norms that the checkpoint does
-    not have keep their values; a first convolution for three channels is adapted to another number of them. Any
-    other difference is an error.
+    The classifier, and stages that the backbone was built without, are left out. Output norms that are missing from the
+    checkpoint keep their values. A first convolution for three channels is adapted to the backbone's number of
+    channels. Any other difference is an error.
 
     Args:
-        backbone: Changed in place, only after everything was checked.
-        source: A name in :data:`WEIGHTS`, a URL, ``hf-hub:OWNER/NAME`` (:func:`backbones.download.locate` has the
-            details), or a ``.pth`` or ``.safetensors`` file: a flat state dict, or one in an entry ``state_dict``,
-            ``model``, ``state_dict_ema`` or ``model_ema``, its keys plain or behind ``backbone.``, ``module.``,
-            ``model.``; official or timm names.
-        prefix: Take only the keys behind this prefix, instead of finding it.
+        backbone: Changed in place, but only after everything has been checked.
+        source: A name in :data:`WEIGHTS`, a URL, ``hf-hub:OWNER/NAME`` (see :func:`backbones.download.locate`), or a
+            ``.pth`` or ``.safetensors`` file. The file holds a state dict, directly or in an entry ``state_dict``,
+            ``model``, ``state_dict_ema`` or ``model_ema``, with official or timm names. The keys may have the prefix
+            ``backbone.``, ``module.`` or ``model.``.
+        prefix: Use only the keys with this prefix, instead of detecting the prefix.
 
     Returns:
-        The report.
+        What was loaded and what was not.
 
     Raises:
-        CheckpointError: The source cannot be read, or its tensors do not fit; nothing was loaded.
+        CheckpointError: The source cannot be read, or its tensors do not fit. Then nothing is loaded.
     """
     source = str(source)
     _check_family(backbone, source)
@@ -113,7 +114,7 @@ def load_pretrained(backbone: TakesWeights, source: str | Path, *, prefix: str |
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a whole network, under the names that the file gives them.
+    """Read the weights of a whole network, under the names in the file.
 
     Args:
         source: As in :func:`load_pretrained`.
@@ -130,7 +131,7 @@ def _check_family(backbone: TakesWeights, source: str) -> None:
     if record is not None and record.family not in families:
         allowed = [name for name, other in WEIGHTS.items() if other.family in families]
         raise CheckpointError(
-            f'{source!r} are weights of {record.family}, the backbone is {type(backbone).__name__}.\n'
+            f'{source!r} has weights of {record.family}, but the backbone is {type(backbone).__name__}.\n'
             f'Name one of {", ".join(allowed) or "its own files"}.'
         )
 
@@ -142,7 +143,7 @@ def _fetch(source: str) -> Path:
     path = locate(source)
     if not os.path.exists(path) and not path.suffix:  # a Path raises where the name is too long
         raise CheckpointError(
-            f'{source!r} is neither a file nor the name of published weights ({", ".join(WEIGHTS)}).\n'
+            f'{source!r} is neither a file nor a name of published weights ({", ".join(WEIGHTS)}).\n'
             'Give a path, a URL, hf-hub:OWNER/NAME, or one of these names.'
         )
     return path
@@ -166,7 +167,7 @@ def _fetch_published(record: PublishedWeights) -> Path:
             failures.append(error)
     raise CheckpointError(
         f'{"; ".join(str(failure).partition(chr(10))[0].rstrip(".") for failure in failures)}.\n'
-        f'Download one of these elsewhere and give the file as checkpoint, or put {record.url} at '
+        f'Download one of these elsewhere and give the file as checkpoint, or save {record.url} as '
         f'{cached_path(record.url)}.'
     ) from failures[0]
 
@@ -177,7 +178,7 @@ def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         found = sorted(map(one_line, content))[:8] if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f'{source!r} holds no state dict; found {found}, looked for tensors or an entry {", ".join(ENTRIES)}.\n'
+            f'{source!r} holds no state dict: found {found}, expected tensors or an entry {", ".join(ENTRIES)}.\n'
             'Save one with torch.save(model.state_dict(), FILE).'
         )
     return dict(state)
@@ -185,7 +186,7 @@ def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
 
 def _is_entry(item: tuple[Any, Any]) -> bool:
     name, value = item
-    # What else a file may hold (sparse, quantised, without data) cannot be copied into a parameter.
+    # Other tensors that a file may hold (sparse, quantised, without data) cannot be copied into a parameter.
     is_plain = isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
     return is_plain and isinstance(name, str)
 
@@ -195,8 +196,8 @@ def _strip_prefixes(state: dict[str, Tensor], source: str, prefix: str | None) -
         behind = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if not behind:
             raise CheckpointError(
-                f'{source!r} has no key behind prefix={prefix!r}; its keys begin with {_grouped(state)}.\n'
-                'Leave the prefix out to have it found.'
+                f'{source!r} has no key with prefix={prefix!r}; its keys begin with {_grouped(state)}.\n'
+                'Leave the prefix out to have it detected.'
             )
         return behind
     for known in _PREFIXES:
@@ -212,7 +213,7 @@ def _adapt_input(backbone: TakesWeights, wanted: dict[str, Tensor], own: Mapping
         value, target = wanted.get(key), own.get(key)
         if value is None or target is None or value.ndim != 4 or target.ndim != 4:
             continue
-        # Only a kernel of the right size: a file of a few bytes can claim one that fills the memory.
+        # Only a kernel of the right size: a file of a few bytes can declare one that would fill the memory.
         if value.shape[1] == 3 != target.shape[1] and value[:, 0].shape == target[:, 0].shape:
             wanted[key] = adapt_input_conv(target.shape[1], value)
             adapted.append(key)

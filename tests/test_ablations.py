@@ -206,15 +206,15 @@ def test_the_isotropic_model_keeps_the_promises_of_a_backbone():
 
 
 BAD_ARGUMENTS = [
-    (dict(band_kernel=8), 'band_kernel=8, allowed are odd'),
-    (dict(band_kernel=0), 'band_kernel=0, allowed are odd'),
-    (dict(branches=()), 'allowed are square, horizontal, vertical'),
-    (dict(branches=('square', 'diagonal')), 'diagonal.*allowed are square'),
+    (dict(band_kernel=8), 'band_kernel=8; allowed: odd'),
+    (dict(band_kernel=0), 'band_kernel=0; allowed: odd'),
+    (dict(branches=()), 'allowed: square, horizontal, vertical'),
+    (dict(branches=('square', 'diagonal')), 'diagonal.*allowed: square'),
     (dict(branches=('square', 'square')), 'each once'),
-    (dict(branch_ratio=0.4), r'0\.4 .*allowed is \(0, 1/3\]'),
-    (dict(branch_ratio=0.6, sequential_bands=True), r'0\.6 .*allowed is \(0, 1/2\]'),
+    (dict(branch_ratio=0.4), r'0\.4 .*allowed: \(0, 1/3\]'),
+    (dict(branch_ratio=0.6, sequential_bands=True), r'0\.6 .*allowed: \(0, 1/2\]'),
     (dict(branch_ratio=0.001), r'0\.001 with dims=\(96'),
-    (dict(sequential_bands=True, branches=('square', 'vertical')), 'needed are both'),
+    (dict(sequential_bands=True, branches=('square', 'vertical')), 'required: both'),
 ]
 
 

@@ -252,7 +252,7 @@ def test_output_norms(family, arch, norm):
 
 
 BAD_ARGUMENTS = [
-    (dict(arch='huge'), 'huge.*allowed are'),
+    (dict(arch='huge'), 'huge.*allowed: '),
     (dict(arch=dict(dims=(8, 16))), 'depths'),
     (dict(arch=dict(dims=(8, 16), depths=(1, 1), width=3)), 'width'),
     (dict(out_indices=(0, 4)), '0 to 3'),
@@ -260,7 +260,7 @@ BAD_ARGUMENTS = [
     (dict(out_indices=(1, 0)), 'ascending'),
     (dict(out_indices=()), 'ascending'),
     (dict(frozen_stages=5), '-1 to 4'),
-    (dict(drop_path_rate=1.0), '0 to below 1'),
+    (dict(drop_path_rate=1.0), 'at least 0, below 1'),
     (dict(out_norm=dict(type='XN')), 'XN.*SyncBN'),
     (dict(out_norm=dict(num_groups=1)), 'None'),
     (dict(init_cfg=dict(type='Kaiming')), 'Pretrained'),

@@ -1,4 +1,4 @@
-"""Does every mistake get one line of cause, one line of remedy and exit status 2, without a traceback?"""
+"""Does every user mistake give one line of cause, one line of remedy and exit status 2, without a traceback?"""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Does the benchmark time the model that its name says?"""
+"""Does the benchmark time the model that was named?"""
 
 import importlib.util
 

@@ -44,8 +44,8 @@ every_one_in_timm = pytest.mark.parametrize(('family', 'arch'), TIMM, ids=list(T
 
 def classifier(family, arch, num_classes=1000, init_cfg=None):
     """A classifier without initialisation: its tensors hold whatever the memory held."""
-    row = getattr(backbones, family).ARCHS[arch]
-    head = dict(type=HEADS[family], in_channels=row.dims[-1], num_classes=num_classes)
+    spec = getattr(backbones, family).ARCHS[arch]
+    head = dict(type=HEADS[family], in_channels=spec.dims[-1], num_classes=num_classes)
     if (family, arch) in {('FasterNet', 't0'), ('FasterNet', 't1')}:
         head['act'] = 'GELU'
     with torch.device('meta'):

@@ -1,4 +1,4 @@
-"""Do folders of images become the batches, targets and figures that the papers' training scripts make of them?"""
+"""Do folders of images give the same batches, targets and metrics as in the papers' training scripts?"""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Are tables aligned and whole on any screen, whatever stands in their cells?"""
+"""Are tables aligned and complete on any screen, whatever is in their cells?"""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Are ConvNeXt and its variants what the papers define, and is every published layout of their weights read?"""
+"""Are ConvNeXt and its variants what the papers define, and can every published layout of their weights be read?"""
 
 import re
 from collections.abc import Mapping
@@ -123,8 +123,8 @@ def test_variants_compute_what_the_papers_define(arch):
     """The arch's kernel and share on fewer channels and blocks, in double precision."""
     kernel, ratio, _ = VARIANTS[arch]
     size = dict(dims=(16, 32, 48, 64), depths=(1, 2, 2, 1))
-    row = ConvNeXt.ARCHS[arch]
-    model = ConvNeXt(dict(size, kernel=row.kernel, conv_ratio=row.conv_ratio)).double().train()
+    spec = ConvNeXt.ARCHS[arch]
+    model = ConvNeXt(dict(size, kernel=spec.kernel, conv_ratio=spec.conv_ratio)).double().train()
     state = random_weights(published_shapes(**size, kernel=kernel, ratio=ratio))
     leaves = {name: value.double().requires_grad_() for name, value in state.items() if not name.startswith(CLASSIFIER)}
     model.load_state_dict({name: leaf.detach() for name, leaf in ConvNeXt.convert_state_dict(leaves).items()})

@@ -1,4 +1,4 @@
-"""Is what a run computes on what it says, and does it choose by that, on processors and systems of every kind?"""
+"""Does a run report the device that it really uses, and choose its settings by it, on every kind of system?"""
 
 import os
 import subprocess

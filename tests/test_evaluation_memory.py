@@ -1,4 +1,4 @@
-"""Does the memory of a COCO evaluation grow only by what the results are: numbers and run lengths, no dense masks?"""
+"""Does the memory of a COCO evaluation grow only by its results: numbers and run lengths, no dense masks?"""
 
 import json
 import sys

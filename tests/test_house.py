@@ -1,7 +1,7 @@
-"""Is the house in order: small files, imports that point one way, rooms in layers?
+"""Is the code in order: small files, imports in one direction, layered subpackages?
 
-Imports inside functions and for type checking count as well. That a module imports the packages that it lies in does
-not: Python does so by itself, and a module that is found in a package is taken for the module, not for the package.
+Imports inside functions and for type checking count, too. Imports of the packages that contain a module do not count:
+Python does them by itself. A module imported from a package counts as the module, not as the package.
 """
 
 import ast

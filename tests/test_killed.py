@@ -1,4 +1,4 @@
-"""What is left of a run that was killed: no processes, no half-written files, nothing of anybody else's touched."""
+"""Does a killed run leave no processes and no half-written files, and touch nothing that belongs to others?"""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Do learning rates fall towards the input as ConvNeXt's published recipe has it, for every family?"""
+"""Do learning rates fall towards the input as in ConvNeXt's published recipe, for every family?"""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Does the lean MLP compute what the plain one computes, alone and in every network, and does it hold less?"""
+"""Does the lean MLP compute the same as the plain one, alone and in every network, and does it store less?"""
 
 import inspect
 

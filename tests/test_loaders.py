@@ -1,4 +1,4 @@
-"""Do all settings of the loaders that a person may give together work, and do data sets survive being copied?"""
+"""Do all combinations of loader settings work, and do data sets survive being copied?"""
 
 import copy
 import pickle

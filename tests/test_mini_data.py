@@ -1,4 +1,4 @@
-"""Is the mini data set what it says: the same each time, with two views that agree and the cases that real data has?"""
+"""Is the mini data set reproducible, do its two views agree, and does it have the special cases of real data?"""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Do the masks of point-wise spatial attention land where their definition says, and their gradients come back?"""
+"""Are the masks of point-wise spatial attention and their gradients placed as their definition says?"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Is average RoIAlign by rows of the map the kernel's, value and gradient, and faster on a CPU?"""
+"""Does average RoIAlign by rows of the map equal torchvision's, gradients included, and is it faster on a CPU?"""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Does one's own data say its classes itself, in both layouts, and do the labels arrive as the file means them?"""
+"""Are the classes read from the user's own data, in both layouts, and do the labels have the meaning in the file?"""
 
 import json
 

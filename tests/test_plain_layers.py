@@ -1,4 +1,4 @@
-"""Is nothing passed over that somebody has put around a layer?"""
+"""Do hooks, adapters and other things attached to a layer always take effect?"""
 
 import copy
 import functools

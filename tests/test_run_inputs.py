@@ -1,4 +1,4 @@
-"""Does a run find its data sets, heads and classes, and is a number that somebody set by hand respected?"""
+"""Does a run find its data sets, heads and classes, and does it respect numbers set by hand?"""
 
 from collections.abc import Callable
 from pathlib import Path

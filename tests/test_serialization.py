@@ -253,7 +253,7 @@ def test_two_parts_of_one_name_are_refused(saved: Path, tmp_path: Path) -> None:
         name = next(name for name in old.namelist() if name.endswith('data.pkl'))
         with pytest.warns(UserWarning, match='Duplicate'):
             new.writestr(name, old.read(name))
-    with pytest.raises(CheckpointError, match='two parts of one name'):
+    with pytest.raises(CheckpointError, match='two parts with the same name'):
         load_file(tmp_path / 'twice.pth')
 
 

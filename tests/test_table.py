@@ -1,4 +1,4 @@
-"""Do the tables of models hold every config, with the sizes of today?"""
+"""Do the tables of models list every config, with its current size?"""
 
 import runpy
 from pathlib import Path

@@ -203,15 +203,15 @@ class Featureless(nn.Module):
 
 
 BAD_ARGUMENTS = [
-    (dict(arch='resnet5'), r"no network 'resnet5'; near to it are .*resnet50"),
+    (dict(arch='resnet5'), r"no network 'resnet5'; similar names: .*resnet50"),
     (dict(arch='hf-hub:timm/resnet10t.c3_in1k'), 'no network'),
     (dict(arch='test_resnet.unknown_tag'), 'unknown_tag'),
-    (dict(arch='featureless'), 'gives no features'),
+    (dict(arch='featureless'), 'returns no features'),
     (dict(out_indices=(0, 5)), '0 to 4'),
     (dict(out_indices=(2, 1)), 'ascending'),
     (dict(frozen_stages=6), '-1 to 5'),
     (dict(arch='mvitv2_tiny', frozen_stages=1), 'does not say which modules'),
-    (dict(drop_path_rate=1.0), '0 to below 1'),
+    (dict(drop_path_rate=1.0), 'at least 0, below 1'),
     (dict(arch='vgg11', drop_path_rate=0.1), r"cannot build 'vgg11'.*drop_path_rate"),
     (dict(timm_options=dict(num_classes=3)), 'num_classes'),
     (dict(timm_options=dict(depth=3)), r"cannot build 'test_resnet'.*depth"),

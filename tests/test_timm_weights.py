@@ -129,7 +129,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     torch.save(random_weights('test_resnet'), tmp_path / 'whole.pth')
     content = (tmp_path / 'whole.pth').read_bytes()
     (tmp_path / 'half.pth').write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match='no readable checkpoint'):
+    with pytest.raises(CheckpointError, match='not a readable checkpoint'):
         load_pretrained(build('test_resnet'), tmp_path / 'half.pth')
 
 
@@ -141,7 +141,7 @@ def test_timms_own_weights_come_only_when_asked_for(monkeypatch):
     build('test_resnet').init_weights()
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     backbone = build('test_resnet', init_cfg=dict(type='Pretrained', checkpoint='timm'))
-    with pytest.raises(CheckpointError, match=r"timm cannot get its weights of 'test_resnet'") as caught:
+    with pytest.raises(CheckpointError, match=r"timm cannot get its weights for 'test_resnet'") as caught:
         backbone.init_weights()
     assert len(str(caught.value).split('\n')) == 2 and '.safetensors' in str(caught.value)
 

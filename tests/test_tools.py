@@ -148,7 +148,7 @@ def test_an_installation_works_in_the_current_folder(tmp_path: Path, monkeypatch
         (['train', 'no_such_config.py'], 2, 'error: config file not found'),
         (['train'], 2, 'usage: dense train'),
         (['configs', 'mini/UPERNET*.py'], 0, 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py\n'),
-        (['configs', 'nothing'], 1, 'no config is named'),
+        (['configs', 'nothing'], 1, 'no config matches'),
         (['complexity'], 2, 'give CONFIG, or --all'),
     ],
 )

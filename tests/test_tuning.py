@@ -1,4 +1,4 @@
-"""What do the tools choose for training on a CPU, is it turned off as documented, and do runs stay exchangeable?"""
+"""What do the tools choose for training on a CPU, can it be turned off, and do checkpoints stay compatible?"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Does each validation during training give, to the last digit, what testing its checkpoint gives?"""
+"""Does each validation during training give exactly the results of testing its checkpoint?"""
 
 import itertools
 from collections.abc import Callable

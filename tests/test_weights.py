@@ -169,7 +169,7 @@ MISFITS = {
     of_a_detector_with_fasternet: ['It looks like FasterNet t2:'],
     of_half_a_fasternet: ['It looks like FasterNet s:'],
     of_convnext: ['It looks like ConvNeXt small:'],
-    of_no_family: ['Check that the file is of this network'],
+    of_no_family: ['Check that the file belongs to this network'],
 }
 
 
@@ -208,10 +208,10 @@ def write_evil_legacy(path, state):
 
 
 UNREADABLE = {
-    'truncated': (write_truncated, ['no readable checkpoint']),
+    'truncated': (write_truncated, ['not a readable checkpoint']),
     'flipped byte': (write_flipped_byte, ['damaged', 'checksum']),
-    'empty': (lambda path, state: path.write_bytes(b''), ['no readable checkpoint', '0 bytes']),
-    'text': (lambda path, state: path.write_text('<html>404</html>'), ['no readable checkpoint']),
+    'empty': (lambda path, state: path.write_bytes(b''), ['not a readable checkpoint', '0 bytes']),
+    'text': (lambda path, state: path.write_text('<html>404</html>'), ['not a readable checkpoint']),
     'missing': (lambda path, state: None, ['does not exist']),
     'runs code': (write_evil, ['mkdir', 'can run code']),
     'runs code, old format': (write_evil_legacy, ['mkdir']),
@@ -232,7 +232,7 @@ def test_a_truncated_safetensors_file_is_refused(published, tmp_path):
     file = tmp_path / 'weights.safetensors'
     safetensors.torch.save_file(published, file)
     file.write_bytes(file.read_bytes()[:-100])
-    check_refused(file, ['no readable checkpoint'])
+    check_refused(file, ['not a readable checkpoint'])
 
 
 def check_refused(source, words):

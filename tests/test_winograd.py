@@ -1,4 +1,4 @@
-"""Is a convolution in tiles the same function, with fewer multiplications, wherever it is used?"""
+"""Does Winograd's algorithm compute the same convolution, with fewer multiplications, wherever it is used?"""
 
 import copy
 import pickle

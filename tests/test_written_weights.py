@@ -1,4 +1,4 @@
-"""Do layers that compute with another form of their weights follow every way of writing weights?"""
+"""Do layers that use transformed copies of their weights notice every way of changing the weights?"""
 
 import copy
 import itertools

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 
 DISTRIBUTION = 'inceptionnext-dense'
-# Command to what it does, in the order in which they are needed.
+# Command -> what it does, in the order in which a user needs them.
 COMMANDS = {
     'doctor': 'show what is installed, what runs where, and what is wrong',
-    'demo': 'train and test both tasks on generated scenes, some minutes on a CPU',
+    'demo': 'train and test both tasks on generated scenes, a few minutes on a CPU',
     'configs': 'list the configs',
     'train': 'train a detector, a segmentor or a classifier',
     'test': 'evaluate a checkpoint',
-    'export': 'write a trained model as one file',
-    'infer': 'run such a file on pictures',
+    'export': 'write a trained model to one file',
+    'infer': 'run an exported file on pictures',
     'complexity': 'count parameters and multiply-accumulates',
     'benchmark': 'measure how fast models train or infer',
     'table': "write the tables of models in a clone's README.md and docs",
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit status of the command; 2 where there is none of that name.
+        Exit status of the command; 2 if there is no such command.
     """
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ['--help']
     if name in COMMANDS:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def page() -> str:
-    """Text of ``dense --help``."""
+    """Return the text of ``dense --help``."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f'  {name:<{width}}{what}' for name, what in COMMANDS.items()]
     return '\n'.join(
@@ -64,11 +64,11 @@ def page() -> str:
 
 
 def version() -> str:
-    """Version of the installed distribution."""
+    """Return the version of the installed distribution."""
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return 'of a clone that is not installed'
+        return '(clone, not installed)'
 
 
 if __name__ == '__main__':

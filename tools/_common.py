@@ -1,4 +1,4 @@
-"""What the commands share. Nothing here imports PyTorch, so that ``--help`` answers at once."""
+"""Helpers that the commands share. Nothing here imports PyTorch, so that ``--help`` responds at once."""
 
 import argparse
 import importlib.util
@@ -12,11 +12,11 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 def without_registration() -> None:
-    """Let single modules of ``dense`` be imported without the package itself.
+    """Allow imports of single modules of ``dense`` without the package itself.
 
-    ``import dense`` imports PyTorch and MMEngine to register classes. What needs neither, such as running an exported
-    file, or examining an installation in which they fail, is imported after this call. Nothing happens where ``dense``
-    is imported already.
+    ``import dense`` imports PyTorch and MMEngine to register classes. Code that needs neither, such as running an
+    exported file or examining a broken installation, calls this before its imports. It has no effect if ``dense`` has
+    already been imported.
     """
     if 'dense' not in sys.modules:
         package = ModuleType('dense')
@@ -32,12 +32,12 @@ def _dense_folder() -> Path:
 
 
 def parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser.
+    """Make the argument parser of a command.
 
     Args:
-        name: Of the command.
+        name: Name of the command.
         description: One sentence.
-        epilog: Printed below the options as it stands.
+        epilog: Printed below the options without reformatting.
     """
     is_file = Path(sys.argv[0]).name == f'{name}.py'
     return argparse.ArgumentParser(
@@ -50,13 +50,13 @@ def parser(name: str, description: str, epilog: str | None = None) -> argparse.A
 
 def parse(target: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Add the option that every command has, and parse ``argv``, by default the arguments of the process."""
-    target.add_argument('--traceback', action='store_true', help='show where in the code an error arose')
+    target.add_argument('--traceback', action='store_true', help='show where in the code an error occurred')
     return target.parse_args(argv)
 
 
 def add_config(target: argparse.ArgumentParser) -> None:
     """Add the positional ``CONFIG``."""
-    target.add_argument('config', metavar='CONFIG', help='config file, or the name of one that `dense configs` lists')
+    target.add_argument('config', metavar='CONFIG', help='config file, or a name from the list of `dense configs`')
 
 
 def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: str) -> None:
@@ -64,12 +64,12 @@ def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: 
 
     Args:
         target: Parser of the command.
-        work_dir: What the command writes there.
-        example: Of a config key and its value.
+        work_dir: What the command writes to the work dir.
+        example: A config key and its value.
     """
-    launched = 'what started the processes of a distributed run (default: none)'
+    launched = 'how the processes of a distributed run were started (default: none)'
     target.add_argument('--work-dir', metavar='DIR', help=f'{work_dir} (default: work_dirs/<config name>)')
-    target.add_argument('--data-root', metavar='DIR', help="use this copy of the data instead of the config's")
+    target.add_argument('--data-root', metavar='DIR', help="folder of the data (default: the config's)")
     target.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help=f'for example {example}')
     target.add_argument('--launcher', choices=LAUNCHERS, default='none', help=launched)
     target.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -83,27 +83,26 @@ def run(
     keep_memory: bool = True,
     threads_sleep: bool = True,
 ) -> int:
-    """Run a command; on an error write two lines, its cause and how to mend it.
+    """Run a command; on an error, write its cause and how to fix it, one line each.
 
     Args:
         command: What to run.
         args: From :func:`parse`.
-        log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
-        keep_memory: Where there is no GPU, keep freed memory (:mod:`dense.cpu.allocator`), unless the environment
-            forbids it.
-        threads_sleep: Waiting threads sleep instead of spinning, unless the environment says otherwise: twice as fast
-            beside one other busy process, as workers that load data are (2 cores), and about a tenth slower alone.
+        log_dir: Folder for the traceback of an unexpected error; a temporary folder by default.
+        keep_memory: Without a GPU, keep freed memory (:mod:`dense.cpu.allocator`), unless the environment forbids it.
+        threads_sleep: Make waiting threads sleep instead of spin, unless the environment says otherwise. On 2 cores,
+            this is twice as fast next to another busy process, such as a data loader, and about a tenth slower without.
 
     Returns:
         Exit status.
     """
     if threads_sleep:
         os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # OpenMP reads this once, when PyTorch is imported
-    # After the command line is read, so that --help need not wait for PyTorch.
+    # Only after the command line has been read, so that --help does not wait for PyTorch.
     from dense.console.main import run as run_command
     from dense.cpu import allocator, device
 
-    # With a GPU the large blocks are there; loading data for long with ever new sizes should give memory back.
+    # With a GPU, large blocks are in its memory, and long data loading with varying sizes should give memory back.
     if keep_memory and device.accelerator() is None:
         allocator.keep_memory()
     return run_command(command, show_traceback=args.traceback, log_dir=log_dir)

@@ -15,16 +15,16 @@ EPILOG = """\
 MODEL is one of
   InceptionNeXt:tiny       class and arch of a backbone, without a classifier
   timm:resnet50            a model of timm, without its classifier
-  configs/.../NAME.py      a whole detector, segmentor or classifier
-and +fused behind it (InceptionNeXt:tiny+fused) rewrites it for inference, with batch norms fused;
-+lean trains it with lean MLPs and AdamW in its fused form; +tuned with all that `dense train` chooses on a CPU;
-+cp trains it with activation checkpointing (with_cp=True);
-+onnx exports a backbone as `dense export` does and runs it in ONNX Runtime on the CPU.
-configs/.../NAME.py+timm:NETWORK is the config's model with timm's features for its backbone.
+  configs/.../NAME.py      a whole detector, segmentor or classifier; with +timm:NETWORK, on a timm backbone
+and may be followed by one of these (for example InceptionNeXt:tiny+fused):
+  +fused                   rewritten for inference, with batch norms fused
+  +lean                    trained with lean MLPs and fused AdamW
+  +tuned                   trained with everything that `dense train` chooses on a CPU
+  +cp                      trained with activation checkpointing (with_cp=True)
+  +onnx                    a backbone, exported as by `dense export`, in ONNX Runtime on the CPU
 
-The papers' throughput: defaults on a GPU. Their latency: --mode latency (batch 1, one thread on a CPU).
-On a CPU: dense benchmark InceptionNeXt:tiny timm:convnext_tiny --baseline timm:resnet50 \\
-              --shape 8 3 224 224 --warmup 2 --iters 5
+For the papers' throughput, use the defaults on a GPU; for latency, --mode latency (batch 1, one thread on a CPU).
+On a CPU: dense benchmark InceptionNeXt:tiny --baseline timm:convnext_tiny --shape 8 3 224 224 --warmup 2 --iters 5
 """
 
 
@@ -39,25 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _common.parser('benchmark', 'Measure how fast models train or infer, side by side.', EPILOG)
     parser.add_argument('models', nargs='+', metavar='MODEL', help='see below; they take turns')
-    parser.add_argument('--baseline', metavar='MODEL', help='print how many times faster the others are than this one')
+    parser.add_argument('--baseline', metavar='MODEL', help='print how many times as fast as this one the others are')
     parser.add_argument('--mode', choices=('infer', 'train', 'latency'), default='infer', help='default: infer')
     shape_help = (
-        'images of a step (default: 128 3 224 224; for a config 1, or 2 in training, of the usual size). '
+        'images per step (default: 128 3 224 224; for a config 1, or 2 in training, of the usual size). '
         'N is halved until it fits into memory'
     )
     parser.add_argument('--shape', type=int, nargs=4, metavar=('N', 'C', 'H', 'W'), help=shape_help)
     parser.add_argument('--layout', choices=('both', 'first', 'last'), default='both', help='channels (default: both)')
-    parser.add_argument('--warmup', type=int, metavar='STEPS', help='default: 10, as the papers (50: latency on a GPU)')
-    parser.add_argument('--iters', type=int, metavar='STEPS', help='timed in a turn (default: 40; 200 for latency)')
-    parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='of every model (default: 3)')
-    parser.add_argument('--threads', type=int, help="of the CPU (default: PyTorch's choice; 1 for latency)")
+    parser.add_argument('--warmup', type=int, metavar='STEPS', help='default: 10, as in the papers (GPU latency: 50)')
+    parser.add_argument('--iters', type=int, metavar='STEPS', help='timed per turn (default: 40; 200 for latency)')
+    parser.add_argument('--repeats', type=int, default=3, metavar='TURNS', help='turns per model (default: 3)')
+    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice; 1 for latency)")
     parser.add_argument('--device', choices=('cpu', 'cuda'), help='default: the GPU if there is one')
-    parser.add_argument('--optimizer', choices=('sgd', 'adamw'), default='sgd', help='of --mode train (default: sgd)')
+    parser.add_argument('--optimizer', choices=('sgd', 'adamw'), default='sgd', help='for --mode train (default: sgd)')
     parser.add_argument('--keep-memory', action='store_true', help='as `dense train` does, for every model')
-    parser.add_argument('--apart', action='store_true', help='a process for each; +fused, +lean, +tuned keep memory')
-    parser.add_argument('--cpu-time', action='store_true', help='time of all threads, instead of what a clock shows')
-    parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32 as on an A100')
-    parser.add_argument('--out', metavar='FILE', help='write the result, as .json or .md')
+    parser.add_argument('--apart', action='store_true', help='one process per model; +fused, +lean, +tuned keep memory')
+    parser.add_argument('--cpu-time', action='store_true', help='measure the CPU time of all threads, not wall time')
+    parser.add_argument('--no-tf32', action='store_true', help='full FP32 on a GPU, instead of TF32')
+    parser.add_argument('--out', metavar='FILE', help='write the results to a .json or .md file')
     args = _common.parse(parser, argv)
     for name in ('warmup', 'iters', 'repeats', 'threads', 'shape'):
         value = getattr(args, name)

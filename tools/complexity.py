@@ -12,8 +12,8 @@ else:  # run as a file
     from tools import _common
 
 EPILOG = """\
-Counted as papers do: one image, 1000 regions for a box head and 100 for a mask head, no NMS; an auxiliary head's
-parameters count, its multiply-accumulates (MACs) do not. Nothing is computed: any config takes a second or two.
+Counted as in papers: one image, 1000 regions for a box head and 100 for a mask head, no NMS. The parameters of an
+auxiliary head count, its multiply-accumulates (MACs) do not. Nothing is computed, so a config takes a second or two.
 """
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _common.parser('complexity', 'Count parameters and multiply-accumulates, part by part.', EPILOG)
     parser.add_argument(
-        'configs', nargs='*', metavar='CONFIG', help='config files, or names that `dense configs` lists'
+        'configs', nargs='*', metavar='CONFIG', help='config files, or names from the list of `dense configs`'
     )
     parser.add_argument('--all', action='store_true', help='every config of the project, one line each')
     parser.add_argument(
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help='of the image, in pixels (default: what publications use for this method)',
+        help='size of the image in pixels (default: the usual size in publications of this method)',
     )
     parser.add_argument('--json', metavar='FILE', help='write the counts as JSON')
     args = _common.parse(parser, argv)

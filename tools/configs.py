@@ -17,16 +17,16 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit status: 0, or 1 where no name fits.
+        Exit status: 0, or 1 if no name matches.
     """
-    parser = _common.parser('configs', 'List the configs: names that the other commands take from any folder.')
-    parser.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help="part of a name; '*' stands for any")
+    parser = _common.parser('configs', 'List the configs: names that the other commands accept in any folder.')
+    parser.add_argument('pattern', nargs='?', default='', metavar='PATTERN', help="part of a name; '*' is a wildcard")
     args = _common.parse(parser, argv)
     _common.without_registration()
     from dense.project import config_names
 
     names = config_names(args.pattern)
-    print('\n'.join(names) or f'no config is named *{args.pattern}*; without PATTERN all are listed')
+    print('\n'.join(names) or f'no config matches *{args.pattern}*; leave PATTERN out to list all')
     return 0 if names else 1
 
 

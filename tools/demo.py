@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit status: 0, 1 where a score stays below its bar, 2 after an error.
+        Exit status: 0, 1 if a score is below its target, 2 after an error.
     """
     parser = _common.parser(
         'demo', 'Write generated scenes, train Mask R-CNN and UperNet on them, test both and save pictures.'
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--work-dir',
         metavar='DIR',
-        help='folder for everything, emptied first if a demo wrote it (default: work_dirs/demo)',
+        help='folder for all output; emptied first if an earlier demo wrote it (default: work_dirs/demo)',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes and the trainings (default: 0)')
     args = _common.parse(parser, argv)

@@ -1,4 +1,4 @@
-"""Show what is installed, which device is used and where the operators of mmcv come from; name what is wrong."""
+"""Show what is installed, which device is used and where mmcv's operators come from, and report any problems."""
 
 import sys
 from pathlib import Path
@@ -11,17 +11,17 @@ else:  # run as a file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the page.
+    """Check the installation and print the report.
 
     Args:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit status: 1 where there is a problem.
+        Exit status: 0, or 1 if there is a problem.
     """
-    epilog = 'Exit status: 0 when all is well, 1 when a problem was found.'
+    epilog = 'Exit status: 0 if no problem was found, otherwise 1.'
     _common.parser('doctor', __doc__, epilog).parse_args(argv)
-    _common.without_registration()  # importing all of it may be what fails
+    _common.without_registration()  # importing everything may be what fails
     from dense.compat.environment import check_environment
 
     report = check_environment()

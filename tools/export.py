@@ -1,4 +1,4 @@
-"""Write a trained model as one file that runs elsewhere: python tools/export.py CONFIG CHECKPOINT --out FILE."""
+"""Export a trained model to one file that runs elsewhere: python tools/export.py CONFIG CHECKPOINT --out FILE."""
 
 import argparse
 import sys
@@ -11,17 +11,17 @@ else:  # run as a file
     from tools import _common
 
 EPILOG = """\
-The file takes one RGB image, 0..255, of any height and width from 64 pixels on
-(detectors 96), and gives
+The file takes one RGB image, 0..255, with height and width of at least 64 pixels
+(detectors: 96), and returns
   a segmentor    labels (1, H, W), or with --logits the scores of all classes (1, classes, H, W)
-  Mask R-CNN     boxes (K, 4) in pixels, scores (K,), labels (K,), masks (K, 28, 28) to be laid over the boxes
-  --backbone     one map for each output; it takes a normalised image
+  Mask R-CNN     boxes (K, 4) in pixels, scores (K,), labels (K,), masks (K, 28, 28) to be scaled to the boxes
+  --backbone     one map for each output; the input is a normalised image
 `dense infer` runs an ONNX file without PyTorch and the OpenMMLab packages.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, export, and say what was written.
+    """Parse the command line, export, and print what was written.
 
     Args:
         argv: Arguments without the program's name; those of the process by default.
@@ -29,16 +29,16 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = _common.parser('export', 'Write a trained model as one file that runs elsewhere.', EPILOG)
+    parser = _common.parser('export', 'Export a trained model to one file that runs elsewhere.', EPILOG)
     _common.add_config(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file with the weights (*.pth)')
     parser.add_argument('--out', required=True, metavar='FILE', help='the file to write: .onnx, or .pt2 for torch')
     parser.add_argument('--format', choices=('onnx', 'torch'), default='onnx', help='default: onnx')
     parser.add_argument(
-        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the image to record with (default: 256 320)'
+        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the image to record with (default: 256 320)'
     )
-    parser.add_argument('--backbone', action='store_true', help='only the maps of the backbone')
-    parser.add_argument('--logits', action='store_true', help="a segmentor's scores instead of labels")
+    parser.add_argument('--backbone', action='store_true', help='export only the backbone')
+    parser.add_argument('--logits', action='store_true', help='return the scores of a segmentor instead of labels')
     args = _common.parse(parser, argv)
     return _common.run(lambda: _export(args), args)
 

@@ -1,6 +1,6 @@
 """Run an exported file on pictures: python tools/infer.py MODEL IMAGE [IMAGE ...] --out DIR.
 
-Needs NumPy, OpenCV, Pillow and ONNX Runtime, neither PyTorch nor the OpenMMLab packages.
+It needs NumPy, OpenCV, Pillow and ONNX Runtime, but neither PyTorch nor the OpenMMLab packages.
 """
 
 import argparse
@@ -14,9 +14,9 @@ else:  # run as a file
     from tools import _common
 
 EPILOG = """\
-Written for each image: a segmentor's labels as NAME.png, by the numbers that training reads; a detector's boxes,
-scores, labels, category ids and masks (COCO's run lengths) as NAME.json; and NAME_result.jpg to look at.
-A picture that cannot be read is named, the others are done, and the exit status is 2.
+Each image gives NAME_result.jpg to look at, and NAME.png with a segmentor's labels, numbered as in training, or
+NAME.json with a detector's boxes, scores, labels, category ids and masks (COCO's run lengths).
+Pictures that cannot be read are named, the others are processed, and the exit status is 2.
 """
 
 
@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     parser = _common.parser('infer', 'Run an exported detector or segmentor on pictures.', EPILOG)
-    parser.add_argument('model', metavar='MODEL', help='file from `dense export`: .onnx')
+    parser.add_argument('model', metavar='MODEL', help='.onnx file from `dense export`')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='any picture that OpenCV reads')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')
-    parser.add_argument('--score', type=float, default=0.3, help='least score of an object (default: 0.3)')
-    parser.add_argument('--threads', type=int, default=0, help="of the CPU (default: the runtime's choice)")
+    parser.add_argument('--score', type=float, default=0.3, help='minimum score of an object (default: 0.3)')
+    parser.add_argument('--threads', type=int, default=0, help="CPU threads (default: the runtime's choice)")
     args = _common.parse(parser, argv)
     if args.threads < 0:
         parser.error('--threads must not be negative')

@@ -32,10 +32,10 @@ def _write(args: argparse.Namespace) -> None:
     from dense.project import IS_CLONE
 
     if not IS_CLONE:
-        raise UserError('the tables stand in the files of a clone, and this is an installation', 'run it in a clone')
+        raise UserError('the tables are files of a clone, and this is an installation', 'run it in a clone')
     models = [describe(path) for path in table_leaves()]
     if not args.check:
-        print('written: ' + (', '.join(path.name for path in update(models)) or 'nothing, all is up to date'))
+        print('written: ' + (', '.join(path.name for path in update(models)) or 'nothing, everything is up to date'))
         return
     stale = outdated(models)
     if stale:

@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _common.parser('test', 'Evaluate a checkpoint.')
     _common.add_config(parser)
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file that training saved')
-    parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file saved by training')
+    parser.add_argument('--out', metavar='FILE', help='write the metrics to a JSON file')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of input, truth and prediction side by side')
     parser.add_argument('--tta', action='store_true', help="average over the config's test-time augmentations")
     _common.add_run_options(parser, work_dir='logs', example='test_dataloader.batch_size=4')

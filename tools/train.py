@@ -11,7 +11,7 @@ else:  # run as a file
     from tools import _common
 
 AMP = (
-    'mixed precision; refused on a CPU without bfloat16, where it is far slower, unless you insist with '
+    'mixed precision; an error on a CPU without bfloat16, where it is far slower, unless you add '
     '--cfg-options optim_wrapper.dtype=bfloat16'
 )
 
@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue a stopped run exactly: the newest checkpoint of the work dir, or this one',
+        help='continue a stopped run exactly, from this checkpoint or the newest one in the work dir',
     )
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', action='store_true', help=AMP)
     parser.add_argument('--compile', action='store_true', help='compile the backbone')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
-    parser.add_argument('--seed', type=int, help='seed of every random number (default: 0)')
+    parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms, even where slower')
     args = _common.parse(parser, argv)
     return _common.run(lambda: _train(args), args, log_dir=args.work_dir)

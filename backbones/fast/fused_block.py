@@ -1,11 +1,11 @@
-"""The block that all families become in inference (:func:`backbones.fuse.fuse` builds it).
+"""The inference form of the blocks of all families (:func:`backbones.fuse.fuse` builds it).
 
-InceptionNeXt's, FasterNet's and ConvNeXt's blocks are one function once their norms and layer scales are folded into
-the neighbouring weights: a spatial mixer, then two matrix products over the channels of each position with an
-activation between, plus the input. On a CPU wide maps are computed in blocks of positions, so that the hidden values,
-up to four times as wide as the map, never exist at once, and the products apply the activation and the sum themselves
-where that is faster. On other devices, in mixed precision, and while a graph is recorded, the same function is computed
-for all positions at once.
+Once norms and layer scales are folded into the neighbouring weights, InceptionNeXt's, FasterNet's and ConvNeXt's blocks
+compute the same function: a spatial mixer, then two matrix products over the channels of each position with an
+activation in between, plus the input. On a CPU, wide maps are computed in groups of positions, so that the hidden
+values, up to four times as wide as the map, never exist all at once. The products apply the activation and the sum
+themselves if that is faster. On other devices, in mixed precision, and while a graph is recorded, all positions are
+computed at once.
 
 Shapes: N batch, C channels, D hidden channels, H and W height and width, P = N * H * W positions.
 """
@@ -21,13 +21,13 @@ from backbones.fast.plain_layers import is_plain
 from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 
-# Hidden values that are held at a time. Below the 32 MiB from which the C library maps and unmaps every block of
-# memory anew, and large enough for the products to run at full rate (docs/benchmarks.md).
+# Size of the hidden values that exist at a time. Below 32 MiB, from which on the C library maps and unmaps memory for
+# every allocation, and large enough for the products to run at full rate (docs/benchmarks.md).
 _HIDDEN_BYTES = 8 << 20
 
 
 class RowNorm(nn.Module):
-    """Layer norm over the channels of each position, its gain and bias folded into the layer that follows.
+    """Layer norm over the channels of each position; its gain and bias are folded into the next layer.
 
     Args:
         eps: Added to the variance.
@@ -43,10 +43,10 @@ class RowNorm(nn.Module):
 
 
 class FusedLinear(nn.Linear):
-    """A linear layer for inference that applies the activation, or the sum, behind it.
+    """A linear layer for inference that also applies the activation or the sum after it.
 
-    Where oneDNN's products are faster on the CPU, they do that to each tile of the product while it is in the cache.
-    Nothing that is computed from the weights is kept.
+    If oneDNN's products are faster on the CPU, they apply it to each tile of the product while it is in the cache.
+    Nothing computed from the weights is kept.
 
     Args:
         weight: ``(out_features, in_features)``.
@@ -75,7 +75,7 @@ class FusedLinear(nn.Linear):
         return total if self.bias is None else total.add_(self.bias)
 
     def is_faster(self, rows: Tensor) -> bool:
-        """Whether oneDNN's product of ``rows`` ``(P, in_features)`` takes less time than PyTorch's usual one."""
+        """Return whether oneDNN multiplies ``rows`` ``(P, in_features)`` faster than PyTorch's usual product."""
         return (
             rows.numel() * self.out_features >= _min_product()
             and type(rows) in (Tensor, nn.Parameter)  # others, such as fake tensors, may hold no values
@@ -85,30 +85,30 @@ class FusedLinear(nn.Linear):
 
 
 def _min_product() -> float:
-    """Multiplications of a product from which oneDNN is faster than MKL: a call takes it 0.05 ms more.
+    """Return the number of multiplications from which on oneDNN is faster than MKL: its calls take 0.05 ms longer.
 
-    That was measured with AVX512. With AVX2 alone it took 0.7 to 1.4 times as long, by no clear rule.
+    This was measured with AVX512. With only AVX2, oneDNN took 0.7 to 1.4 times as long, by no clear rule.
     """
     has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return 1 << 25 if has_onednn and torch.backends.cpu.get_cpu_capability() == 'AVX512' else math.inf
 
 
 def _post_op(act: nn.Module) -> tuple[str, str] | None:
-    """Name and algorithm under which oneDNN applies an activation to its products; None if it does not."""
+    """Return oneDNN's name and algorithm for an activation after a product; None if it does not support it."""
     if is_plain(act, nn.GELU):
         return 'gelu', act.approximate
     return ('relu', 'none') if is_plain(act, nn.ReLU) else None
 
 
 def _apply(act: nn.Module, hidden: Tensor) -> Tensor:
-    """Activation, in the memory of its input if there is such an operation."""
+    """Apply an activation, in place if there is such an operation."""
     if is_plain(act, nn.GELU):
         return torch.ops.aten.gelu_(hidden, approximate=act.approximate)
     return hidden.relu_() if is_plain(act, nn.ReLU) else act(hidden)
 
 
 class FusedBlock(nn.Module):
-    """``x + fc2(act(fc1(row_norm(mixer(x)))))`` for inference. Where a gradient would be asked for, it raises.
+    """``x + fc2(act(fc1(row_norm(mixer(x)))))`` for inference. It raises an error if a gradient would be needed.
 
     Args:
         mixer: ``(N, C, H, W) -> (N, C, H, W)``, a new tensor, which the block may overwrite.
@@ -116,8 +116,8 @@ class FusedBlock(nn.Module):
         fc1: C to D.
         act: Elementwise.
         fc2: D to C.
-        is_scaled: Whether the weights of ``fc2`` hold a layer scale. In mixed precision a product with it is in full
-            precision again.
+        is_scaled: Whether the weights of ``fc2`` include a layer scale. In mixed precision, a product with the scale
+            returns to full precision.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class FusedBlock(nn.Module):
             mixed = self._add_branch(rows, mixed)
         else:
             for block, mixed_block in zip(rows.split(num_rows), mixed.split(num_rows), strict=True):
-                mixed_block.copy_(self._add_branch(block, mixed_block))  # not needed any more: no new map
+                mixed_block.copy_(self._add_branch(block, mixed_block))  # no longer needed: saves a new map
         n, c, h, w = x.shape
         return mixed.view(n, h, w, c).permute(0, 3, 1, 2)
 
@@ -170,10 +170,10 @@ class FusedBlock(nn.Module):
         return max(64, _HIDDEN_BYTES // (self.fc1.out_features * rows.element_size()))
 
     def _add_branch(self, rows: Tensor, mixed: Tensor) -> Tensor:
-        """``rows`` and ``mixed`` ``(P, C) -> (P, C)``."""
+        """Add the MLP of ``mixed`` to ``rows``, all ``(P, C)``."""
         return self.fc2.linear_plus(self.fc1.linear_act(self.row_norm(mixed), self.act), rows)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``(N, C, H, W) -> (P, C)``, a view if ``x`` lies channels-last."""
+    """``(N, C, H, W) -> (P, C)``, a view if ``x`` is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])

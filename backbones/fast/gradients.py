@@ -1,4 +1,4 @@
-"""Fused models are for inference: :func:`refuse_gradients`."""
+"""A hook that stops fused models from being trained: :func:`refuse_gradients`."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from backbones.fast.recording import is_recorded
 
 
 def refuse_gradients(module: nn.Module, inputs: Any) -> None:
-    """Raise if a gradient would be asked of a module of a fused model; a forward pre-hook.
+    """Raise an error if a module of a fused model would need a gradient; a forward pre-hook.
 
-    Some of its operations pass gradients on and others do not, which depends on the sizes of the maps.
+    Whether an operation passes gradients on depends on the sizes of the maps, so the result would be unreliable.
 
     Args:
         module: Any.

@@ -1,13 +1,13 @@
-"""The MLP of a block, trained without holding its hidden maps (:func:`lean_mlp`).
+"""The MLP of a block, trained without storing its hidden maps (:func:`lean_mlp`).
 
-Between the two products of an MLP stand D = 3 C or 4 C hidden values at each position, before and after the
-activation: most of what a training step of InceptionNeXt or ConvNeXt keeps for its backward pass. Here some hundred
-positions are taken at a time, so that their values stay in the cache of a CPU between the products, and the backward
-pass computes them again. To compute a value before the activation again takes C multiplications, to keep it four bytes:
-stages of many channels, which have few positions, keep it, and compute only the activation again.
+Between its two products, an MLP has D = 3 C or 4 C hidden values at each position, before and after the activation.
+They are most of what a training step of InceptionNeXt or ConvNeXt stores for its backward pass. Here, a few hundred
+positions are computed at a time, so that their values stay in the CPU's cache between the products, and the backward
+pass recomputes them. Recomputing a value before the activation takes C multiplications; storing it takes four bytes. So
+stages with many channels, which have few positions, store it and recompute only the activation.
 
-Maps are read and written in the memory format that they come in: as matrices with a column for each position, whose
-columns lie together in memory (channels last) or apart.
+Maps keep their memory format. They are read and written as matrices with one column per position, whose values are
+contiguous (channels last) or strided.
 
 Shapes: N batch, C channels, D hidden channels, H and W height and width, P positions: H * W of one image, or N * H * W.
 """
@@ -24,24 +24,24 @@ from backbones.fast.plain_layers import is_plain, is_plain_mlp
 from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 
-# Channels up to which the values before the activation are computed again. InceptionNeXt-T's block of 96 channels took
-# 0.7 of the plain one's time so, that of 192 channels 1.1, and 1.0 where they were kept (Xeon, one thread). With AVX2
-# alone, MLPs of 96, 192 and 384 channels took 0.7, 1.0 and 1.7 so, and 0.8, 0.8 and 1.1 where they were kept.
+# Number of channels up to which the values before the activation are recomputed. With recomputation, InceptionNeXt-T's
+# block of 96 channels took 0.7 of the plain block's time, that of 192 channels 1.1, but 1.0 if they were stored (Xeon,
+# one thread). With only AVX2, MLPs of 96, 192 and 384 channels took 0.7, 1.0 and 1.7, and 0.8, 0.8 and 1.1 if stored.
 _RECOMPUTED_CHANNELS = 128
-# Hidden values that are computed at a time: on a CPU half of a core's second-level cache, or, where they are kept and
-# go to the main memory in any case, enough for products of full speed. Other devices want large products.
+# Size of the hidden values computed at a time. On a CPU: half of a core's second-level cache, or, if they are stored
+# and go to main memory anyway, enough for the products to run at full speed. Other devices need large products.
 _RECOMPUTED_BYTES, _KEPT_BYTES, _DEVICE_BYTES = 1 << 20, 8 << 20, 256 << 20
 
 
 def can_be_lean(mlp: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether :func:`lean_mlp` should compute an MLP: it has plain layers with biases and an exact GELU.
+    """Return whether :func:`lean_mlp` should compute an MLP: one with plain layers, biases and an exact GELU.
 
-    Without gradients nothing is held in any case. The layers themselves are called then, so that a validation during
-    training gives exactly what a test gives.
+    Without gradients the answer is no. Nothing is stored then in any case, and calling the layers themselves makes a
+    validation during training give exactly the results of a test.
 
     Args:
         mlp: Any module.
-        kind: A class with ``fc1``, ``act`` and ``fc2``, which is called for MLPs of exactly this class.
+        kind: A class with ``fc1``, ``act`` and ``fc2``; only MLPs of exactly this class qualify.
     """
     return (
         torch.is_grad_enabled()
@@ -54,20 +54,20 @@ def can_be_lean(mlp: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def lean_mlp(x: Tensor, *, fc1: nn.Module, fc2: nn.Module, gamma: Tensor | None) -> Tensor:
-    """``gamma * fc2(gelu(fc1(x)))`` at each position; gradients equal those of the plain computation up to rounding.
+    """Compute ``gamma * fc2(gelu(fc1(x)))`` at each position, with the usual gradients up to rounding.
 
-    Second derivatives are not available: asking for one raises an error.
+    Second derivatives are not available: requesting one raises an error.
 
     Args:
         x: ``(N, C, H, W)``.
-        fc1: Linear layer or 1 x 1 convolution with bias, C to D. Of the layers only the parameters are used; see
+        fc1: Linear layer or 1 x 1 convolution with bias, C to D. Only the layers' parameters are used; see
             :func:`can_be_lean`.
         fc2: The same, D to C.
         gamma: Layer scale ``(C,)``, or None.
 
     Returns:
-        ``(N, C, H, W)``, in the memory format of ``x``. In mixed precision it has the type that a product with
-        ``gamma`` has.
+        ``(N, C, H, W)``, in the memory format of ``x``. In mixed precision, it has the data type of a product with
+        ``gamma``.
     """
     tensors = [x, fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias, gamma]
     dtype = x.dtype
@@ -128,7 +128,7 @@ class _LeanMlp(torch.autograd.Function):
             if before is None:
                 torch.addmm(bias1[:, None], weight1, rows, out=inside)
             torch.ops.aten.gelu.out(inside, out=hidden)
-            outer.addmm_(grad, hidden.t())  # (C, D), gradient of weight2 but for gamma
+            outer.addmm_(grad, hidden.t())  # (C, D), gradient of weight2 without gamma
             torch.mm(scaled.t(), grad, out=grad_hidden)
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, inside, grad_input=grad_hidden)
             grad_weight1.addmm_(grad_hidden, rows.t())
@@ -137,19 +137,19 @@ class _LeanMlp(torch.autograd.Function):
             torch.mm(weight1.t(), grad_hidden, out=grad_rows)
         if gamma is None:
             return grad_x, grad_weight1, grad_bias1, outer, total, None, None
-        # The output without gamma is weight2 @ hidden + bias2; its product with grad_out needs only `outer`.
+        # The output without gamma is weight2 @ hidden + bias2, so its product with grad_out needs only `outer`.
         grad_gamma = (weight2 * outer).sum(1) + bias2 * total
         return grad_x, grad_weight1, grad_bias1, gamma[:, None] * outer, gamma * total, grad_gamma, None
 
 
 class _Parts:
-    """Some positions after the other of maps ``(N, C, H, W)`` of one memory format, with buffers for hidden values.
+    """Iterates over groups of positions of maps ``(N, C, H, W)``, with buffers for their hidden values.
 
     Args:
-        maps: Each gives a matrix ``(C, P')`` that is a view of it.
-        hidden: ``(N * D * H * W,)`` to hold all values of the first buffer, or None.
+        maps: In the same memory format. Each yields a matrix ``(C, P')``, a view.
+        hidden: Storage ``(N * D * H * W,)`` that keeps all values of the first buffer, or None.
         num_hidden: D.
-        num_buffers: Matrices ``(D, P')``.
+        num_buffers: Number of matrices ``(D, P')`` for hidden values.
     """
 
     def __init__(self, *maps: Tensor, hidden: Tensor | None, num_hidden: int, num_buffers: int) -> None:

@@ -1,7 +1,7 @@
-"""Whether a layer computes what its class says, and nothing else.
+"""Checks that a layer computes exactly what its class defines.
 
-What is computed in another form than by calling the layers one after the other must not pass over what somebody has
-put around one of them: a hook, an adapter, a parametrization, a class of its own.
+Code that does not call layers one by one must not skip anything attached to them: a hook, an adapter, a
+parametrization, a subclass.
 """
 
 from torch import nn
@@ -11,10 +11,10 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is of exactly one of some classes, with nothing around it.
+    """Return whether a module's class is exactly one of ``kinds`` and nothing is attached to it.
 
     Args:
-        module: Any.
+        module: Any module.
         *kinds: Classes; any class if none is given.
     """
     return (not kinds or type(module) in kinds) and not _has_more(module)
@@ -23,13 +23,13 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
 def _has_more(module: nn.Module) -> bool:
     return (
         any(getattr(module, kind) for kind in _HOOKS)
-        or 'forward' in vars(module)  # a method that was replaced on this object alone
+        or 'forward' in vars(module)  # a method replaced on this object only
         or parametrize.is_parametrized(module)
     )
 
 
 def is_plain_mlp(mlp: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether an MLP computes ``fc2(act(fc1(x)))`` from plain linear layers or 1 x 1 convolutions.
+    """Return whether an MLP computes ``fc2(act(fc1(x)))`` with plain linear layers or 1 x 1 convolutions.
 
     Args:
         mlp: Any module.
@@ -41,7 +41,7 @@ def is_plain_mlp(mlp: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether a module is a plain linear layer, or a convolution that is one at each position."""
+    """Return whether a module is a plain linear layer, or a convolution that acts as one at each position."""
     if is_plain(layer, nn.Conv2d):
         return layer.kernel_size == layer.stride == (1, 1) and layer.padding in ((0, 0), 'same') and layer.groups == 1
     return is_plain(layer, nn.Linear)

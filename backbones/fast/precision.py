@@ -1,14 +1,14 @@
-"""Whether a computation is in mixed precision."""
+"""Detection of mixed precision."""
 
 import torch
 from torch import Tensor
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type that ``torch.autocast`` gives the products of a tensor, or None outside of it.
+    """Return the data type that ``torch.autocast`` uses for products of a tensor; None outside of autocast.
 
     Args:
-        x: On any device, also on one that has no mixed precision, as ``meta``.
+        x: On any device, including those without mixed precision, such as ``meta``.
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

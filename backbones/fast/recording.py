@@ -1,8 +1,8 @@
-"""Whether what is computed is recorded as a graph."""
+"""Detection of graph recording."""
 
 import torch
 
 
 def is_recorded() -> bool:
-    """Whether a compiler or exporter records what is computed: it decides itself what is kept."""
+    """Return whether a compiler or exporter records the computation; these decide themselves what to store."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -1,4 +1,4 @@
-"""A tensor that is computed from a weight and kept, and that can never be out of date."""
+"""A cache for a tensor computed from a weight, which can never be out of date."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class WeightCache:
-    """What is computed from a weight, kept together with a copy of the weight, and computed again when that differs.
+    """Keeps a result computed from a weight, with a copy of the weight, and recomputes it when the weight differs.
 
-    PyTorch counts the changes of a tensor, but not all of them: fused optimizers, and whatever writes through
-    ``.data``, leave the count as it is. So the contents are compared, bit by bit, at each use. That reads the weight
-    twice, about 1 % of the time of the convolutions that it is used for (docs/benchmarks.md).
+    PyTorch counts the changes of a tensor, but misses those by fused optimizers and by writes through ``.data``. So
+    each use compares the contents, bit by bit. This reads the weight twice, about 1 % of the time of the convolutions
+    that use it (docs/benchmarks.md).
 
-    What is kept is no part of a state dict, and copies and pickles of a layer start without it.
+    The cache is not part of a state dict, and copies and pickles of a layer start without it.
 
     Args:
         compute: Function of the weight, at the top level of its module.
@@ -25,7 +25,7 @@ class WeightCache:
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def of(self, weight: Tensor) -> Tensor:
-        """The tensor for the weight as it is now.
+        """Return the tensor for the weight's current values.
 
         Args:
             weight: FP32, on the CPU.
@@ -38,7 +38,7 @@ class WeightCache:
         return kept[1]
 
     def drop(self) -> None:
-        """Free the memory; the next use computes anew."""
+        """Free the memory; the next use computes the tensor again."""
         self._kept = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,5 +46,5 @@ class WeightCache:
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
-    # As integers: NaN equals itself then, and 0 is not -0.
+    # As integers, NaN equals itself, and 0 differs from -0.
     return a.dtype == b.dtype and torch.equal(a.view(torch.int32), b.view(torch.int32))

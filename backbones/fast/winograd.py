@@ -1,11 +1,11 @@
 """3 x 3 convolutions on a CPU with a quarter of the multiplications.
 
 Winograd's algorithm F(4 x 4, 3 x 3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
-2016. Six inputs in a row and three weights in a row are taken as coefficients of polynomials. Multiplying polynomials
-takes one multiplication at each of six points, where the values determine the product. So a tile of 6 x 6 inputs and
-the 3 x 3 weights are transformed to 36 points, multiplied there, and transformed back to 4 x 4 outputs: 36
-multiplications instead of the 144 of the sum over the window. The sum over the input channels is taken at the points,
-so that the multiplications become 36 matrix products.
+2016. In one dimension, it treats six inputs and three weights as coefficients of polynomials. The values at six points
+determine the product, so multiplying takes one multiplication per point. In two dimensions, a tile of 6 x 6 inputs and
+the 3 x 3 weights are transformed to 36 points, multiplied there, and transformed back to 4 x 4 outputs. That takes 36
+multiplications instead of the 144 of direct convolution. The sum over the input channels is taken at the points, so the
+multiplications become 36 matrix products.
 
 Shapes: N batch, C input channels, O output channels, H and W height and width, T tiles.
 """
@@ -26,21 +26,21 @@ from backbones.fast.precision import autocast_dtype
 from backbones.fast.recording import is_recorded
 from backbones.fast.weight_cache import WeightCache
 
-# Outputs and inputs of a tile in each direction.
+# Outputs and inputs of a tile in each dimension.
 _STEP, _TILE = 4, 6
-# Where the polynomials are evaluated, besides at infinity: of the sets of short binary fractions that were tried, the
-# one with the smallest error, 2e-6 of the largest output. The usual 0, 1, -1, 2, -2 leaves 8e-6.
+# Points, in addition to infinity, at which the polynomials are evaluated. Among the sets of short binary fractions that
+# were tried, this one has the smallest error, 2e-6 of the largest output. The usual 0, 1, -1, 2, -2 has 8e-6.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 
 class _Limits(NamedTuple):
-    """From which size on the products gain more than the transforms cost.
+    """Smallest sizes at which the products gain more than the transforms cost.
 
     Attributes:
-        weights: Least product of input and output channels.
-        tiles: Least number of tiles.
-        outputs: Least average number of outputs in a tile, of 16: what lies beyond the edge is computed for nothing.
-        products: Least product of channels and tiles.
+        weights: Smallest product of input and output channels.
+        tiles: Smallest number of tiles.
+        outputs: Smallest average number of used outputs in a tile, out of 16: those beyond the edge are wasted.
+        products: Smallest product of channels and tiles.
     """
 
     weights: int
@@ -49,7 +49,7 @@ class _Limits(NamedTuple):
     products: int
 
 
-# Measured on processors with AVX512 and with AVX2 (docs/benchmarks.md); all others take the stricter limits.
+# Measured on processors with AVX512 and with AVX2 (docs/benchmarks.md); all others use the stricter limits.
 _LIMITS = {'AVX512': _Limits(weights=256 * 256, tiles=128, outputs=14, products=1 << 23)}
 _OTHER_LIMITS = _Limits(weights=256 * 256, tiles=128, outputs=14, products=1 << 24)
 
@@ -58,23 +58,23 @@ def _limits() -> _Limits:
     return _LIMITS.get(torch.backends.cpu.get_cpu_capability(), _OTHER_LIMITS)
 
 
-# Sums at the points, and inputs at the points, that are held at a time. Together below the 32 MiB from which the C
-# library maps and unmaps every block of memory anew.
+# Sizes of the sums and of the inputs at the points that exist at a time. Together below 32 MiB, from which on the C
+# library maps and unmaps memory for every allocation.
 _SUM_BYTES = 20 << 20
 _INPUT_BYTES = 12 << 20
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution of stride 1 and padding 1 that equals PyTorch's up to rounding, and so do its gradients.
+    """A 3 x 3 convolution with stride 1 and padding 1; output and gradients equal PyTorch's up to rounding.
 
-    Where tiles are not faster, PyTorch's own convolution is called: for small maps, on other devices, for other data
-    types, and while a graph is recorded. Without gradients the transformed weights are kept, in four times the memory
-    of the weights, and computed again when the weights have changed in whatever way; training starts by freeing them.
-    Second derivatives are not available: asking for one raises an error.
+    If Winograd's algorithm is not faster, PyTorch's own convolution is called: for small maps, on other devices, for
+    other data types, and while a graph is recorded. Without gradients, the transformed weights are cached, in four
+    times the memory of the weights, and recomputed after any change of the weights. Training starts by freeing them.
+    Second derivatives are not available: requesting one raises an error.
 
     Args:
-        conv: One that :meth:`suits`. Its parameters are used, not copied.
-        for_inference: Refuse to compute where a gradient would be asked for.
+        conv: A convolution that :meth:`suits`. Its parameters are used, not copied.
+        for_inference: Raise an error if a gradient would be needed.
     """
 
     def __init__(self, conv: nn.Conv2d, *, for_inference: bool = False) -> None:
@@ -87,7 +87,7 @@ class WinogradConv2d(nn.Conv2d):
 
     @staticmethod
     def suits(module: nn.Module) -> bool:
-        """Whether a module is a convolution of the kind that this one computes, with enough channels to be faster."""
+        """Return whether a module is a convolution that this class can compute, with enough channels to be faster."""
         return (
             is_plain(module, nn.Conv2d)
             and module.kernel_size == (3, 3)
@@ -108,7 +108,7 @@ class WinogradConv2d(nn.Conv2d):
         return _convolve(x, self._transformed.of(self.weight), self.bias)
 
     def is_faster(self, x: Tensor) -> bool:
-        """Whether the convolution of ``x`` ``(N, C, H, W)`` in tiles takes less time than PyTorch's."""
+        """Return whether Winograd's algorithm is faster than PyTorch's for ``x`` ``(N, C, H, W)``."""
         if x.dim() != 4 or x.numel() == 0 or is_recorded():
             return False
         limits = _limits()
@@ -124,7 +124,7 @@ class WinogradConv2d(nn.Conv2d):
         )
 
     def train(self, mode: bool = True) -> 'WinogradConv2d':
-        """Set the mode, and free what was kept."""
+        """Set the mode, and free the cached weights."""
         self._transformed.drop()
         return super().train(mode)
 
@@ -134,7 +134,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(model: nn.Module, *, for_inference: bool = False) -> int:
-    """Replace every convolution of a model that suits, in place. Parameters and their names stay.
+    """Replace every suitable convolution of a model, in place. Parameters and their names do not change.
 
     Args:
         model: Any module.
@@ -153,7 +153,7 @@ def use_winograd(model: nn.Module, *, for_inference: bool = False) -> int:
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution with its gradients, which are computed in tiles as well."""
+    """The convolution and its gradients, which use Winograd's algorithm, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -175,7 +175,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``(N, C, H, W)`` with weights at the points ``(36, O, C)``: ``(N, O, H, W)``."""
+    """Convolve ``(N, C, H, W)`` with weights at the points ``(36, O, C)`` into ``(N, O, H, W)``."""
     y = x.new_empty(len(x), weight.shape[1], *x.shape[2:])
     for band, above, out in _bands(x, y):
         tiles = _tiles(out)
@@ -187,7 +187,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """Sum over positions, taken at the points: ``(N, C, H, W), (N, O, H, W) -> (O, C, 3, 3)``."""
+    """Compute the weights' gradient at the points: ``(N, C, H, W), (N, O, H, W) -> (O, C, 3, 3)``."""
     channels = grad.shape[1], x.shape[1]
     total = x.new_zeros(_TILE * _TILE, *channels)
     for band, above, of_out in _bands(x, grad):
@@ -199,7 +199,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 
 class _Tiles(NamedTuple):
-    """The tiles of several images that lie side by side, with a column of zeros or more between."""
+    """The tiles of several images placed side by side, with one or more columns of zeros in between."""
 
     rows: int
     columns: int
@@ -217,10 +217,10 @@ def _tiles(y: Tensor) -> _Tiles:
 
 
 def _bands(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Split inputs and outputs alike into groups of images or bands of one, to keep the sums at the points small.
+    """Split inputs and outputs into groups of images, or one image into bands, to keep the sums at the points small.
 
     Yields:
-        Inputs with one row above and below, where the image has one; how many rows of padding it lacks above; outputs.
+        Inputs, including one row above and below if the image has one; missing rows of padding above; outputs.
     """
     height = x.shape[2]
     num_tiles = _SUM_BYTES // (_TILE * _TILE * y.shape[1] * y.element_size())
@@ -236,7 +236,7 @@ def _at_points(band: Tensor, above: int, tiles: _Tiles) -> Iterator[tuple[slice,
 
     Args:
         band: ``(N, C, at most 4 * rows + 2, W)``.
-        above: Rows of zeros to be put above the band.
+        above: Rows of zeros to add above the band.
         tiles: Of the band's outputs.
 
     Yields:
@@ -244,7 +244,7 @@ def _at_points(band: Tensor, above: int, tiles: _Tiles) -> Iterator[tuple[slice,
     """
     n, channels, rows, w = band.shape
     held = max(64, _INPUT_BYTES // (_TILE * _TILE * tiles.number * band.element_size()) // 64 * 64)
-    # What is not written stays zero: it is the padding.
+    # Values that are never written stay zero: they are the padding.
     padded = band.new_zeros(held, 1, tiles.rows * _STEP + 2, tiles.columns * _STEP + 2)
     for start in range(0, channels, held):
         part = slice(start, min(start + held, channels))
@@ -267,7 +267,7 @@ def _transform_back(sums: Tensor, bias: Tensor | None, out: Tensor, tiles: _Tile
 
 
 def _outputs_at_points(of_out: Tensor, tiles: _Tiles) -> Tensor:
-    """From the gradient of the outputs ``(N, O, H, W)`` that of the sums at the points ``(36, O, T)``."""
+    """Compute the gradient of the sums at the points ``(36, O, T)`` from that of the outputs ``(N, O, H, W)``."""
     n, channels, h, w = of_out.shape
     padded = of_out.new_zeros(channels, tiles.rows * _STEP, n, tiles.pitch)
     padded[:, :h, :, :w] = of_out.permute(1, 2, 0, 3)
@@ -286,19 +286,19 @@ def _weight_at_points(weight: Tensor) -> Tensor:
 
 @cache
 def _weight_transform() -> Tensor:
-    """Matrix ``(36, 9)`` that transforms weights to the points."""
+    """Return the matrix ``(36, 9)`` that transforms weights to the points."""
     return _in_both_directions(_transforms()[1])
 
 
 @cache
 def _input_transform() -> Tensor:
-    """Weights ``(36, 1, 6, 6)`` of the convolution that transforms tiles of one channel to the points."""
+    """Return the weights ``(36, 1, 6, 6)`` of the convolution that transforms one channel's tiles to the points."""
     return _in_both_directions(_transforms()[2]).view(-1, 1, _TILE, _TILE)
 
 
 @cache
 def _output_transform() -> Tensor:
-    """Matrix ``(16, 36)`` that transforms sums at the points into a tile of outputs."""
+    """Return the matrix ``(16, 36)`` that transforms sums at the points into a tile of outputs."""
     return _in_both_directions(_transforms()[0])
 
 
@@ -308,11 +308,11 @@ def _in_both_directions(matrix: np.ndarray) -> Tensor:
 
 @cache
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices of the transforms in one direction: outputs from points (4, 6), weights (6, 3), inputs (6, 6) to points.
+    """Return the one-dimensional transforms: points to outputs (4, 6), weights (6, 3) and inputs (6, 6) to points.
 
-    Weights are evaluated at the points (a Vandermonde matrix); the same matrix, transposed, gives the outputs from the
-    sums. Inputs take the transposed interpolation through the points (Lagrange polynomials, whose denominators are
-    moved to the weights).
+    Weights are evaluated at the points (a Vandermonde matrix); the same matrix, transposed, turns sums into outputs.
+    Inputs use the transposed interpolation through the points (Lagrange polynomials, whose denominators are moved to
+    the weights).
     """
     points = np.array(_POINTS)
     infinity = np.eye(_TILE)[-1:]

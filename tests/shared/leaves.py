@@ -1,4 +1,4 @@
-"""The leaf configs: which have to exist, how their names are read, and what several suites ask of them."""
+"""The leaf configs: which ones must exist, how to read their names, and what several suites check about them."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""Small ONNX files in the form that an export gives them, and damaged or hostile ones."""
+"""Small ONNX files like those of an export, and damaged or hostile ones."""
 
 import json
 from pathlib import Path

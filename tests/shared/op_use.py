@@ -1,4 +1,4 @@
-"""Which ops of mmcv the installed detectors and segmentors use, and which compiled functions these call, by source."""
+"""Finds in their sources which mmcv ops detectors and segmentors use, and the compiled functions behind these."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the product holds, asked of itself, so that a suite notices when something new has no case."""
+"""Lists what the product contains, so that a suite notices when something new has no case."""
 
 from pathlib import Path
 
