@@ -107,6 +107,8 @@ _STAND_INS: dict[str, Any] = {
     **{f'numpy.{core}.multiarray._reconstruct': _empty_array for core in ('core', '_core')},
     **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
 }
+# Torch allows these, but a file of a few bytes could claim any amount of memory with them: ``bytearray(1 << 40)``.
+_GREEDY = frozenset({'builtins.bytearray'})
 _uses_stand_ins: ContextVar[bool] = ContextVar('uses_stand_ins', default=False)
 
 
@@ -116,13 +118,22 @@ def _look_up_stand_ins() -> None:
     ``torch.serialization.safe_globals`` changes one list for the whole process: two threads that use it remove each
     other's entries, and meanwhile every other ``torch.load`` accepts them. Here the list depends on the caller.
     """
-    registered = torch_unpickler._get_user_allowed_globals
+    registered, built_in = torch_unpickler._get_user_allowed_globals, torch_unpickler._get_allowed_globals
 
     @functools.wraps(registered)
-    def allowed_globals() -> dict[str, Any]:
+    def user_allowed_globals() -> dict[str, Any]:
         return _STAND_INS if _uses_stand_ins.get() else registered()
 
-    torch_unpickler._get_user_allowed_globals = allowed_globals
+    @functools.cache
+    def harmless_globals() -> dict[str, Any]:
+        return {name: value for name, value in built_in().items() if name not in _GREEDY}
+
+    @functools.wraps(built_in)
+    def allowed_globals() -> dict[str, Any]:
+        return harmless_globals() if _uses_stand_ins.get() else built_in()
+
+    torch_unpickler._get_user_allowed_globals = user_allowed_globals
+    torch_unpickler._get_allowed_globals = allowed_globals
 
 
 _look_up_stand_ins()

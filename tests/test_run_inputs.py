@@ -12,6 +12,7 @@ from dense.data.run_inputs import DatasetConfig, RunInputs
 from dense.engine.launch import load_config
 from dense.errors import UserError
 
+PROJECT = Path(__file__).resolve().parent.parent
 HEADS = {
     'det': ['model.roi_head.bbox_head', 'model.roi_head.mask_head'],
     'seg': ['model.decode_head', 'model.auxiliary_head'],
@@ -44,17 +45,31 @@ def test_what_a_run_reads(task: str, inputs: Callable[..., RunInputs], tiny_data
 
 
 @pytest.mark.parametrize('task', HEADS)
-def test_the_data_sets_the_number_and_says_so(task: str, inputs: Callable[..., RunInputs]) -> None:
+def test_the_data_sets_the_number_and_names_each_head(task: str, inputs: Callable[..., RunInputs]) -> None:
     found = inputs(task)
-    names = fit_classes(found)
-    assert len(names) == NUM_CLASSES[task]
+    before = [head.num_classes for head in found.heads]
+    said = fit_classes(found)
     assert [head.num_classes for head in found.heads] == 2 * [NUM_CLASSES[task]]
-    assert fit_classes(found) == ()  # nothing more to replace
+    assert said is not None and said.startswith(f'{NUM_CLASSES[task]} classes in the data (')
+    for path, number in zip(HEADS[task], before, strict=True):
+        assert f'{path}.num_classes {number} -> {NUM_CLASSES[task]}' in said
+    assert fit_classes(found) is None  # nothing more to replace
+
+
+def test_a_number_in_a_config_file_is_not_replaced_in_silence(
+    tiny_data: Path, tiny_config_files: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        f'_base_ = {str(PROJECT / tiny_config_files["seg"])!r}\nmodel = dict(decode_head=dict(num_classes=20))\n'
+    )
+    said = fit_classes(RunInputs.read(load_config(file, data_root=tiny_data)))
+    assert said is not None and 'model.decode_head.num_classes 20 -> 3' in said
 
 
 def test_a_right_number_set_by_hand_stays(inputs: Callable[..., RunInputs]) -> None:
     found = inputs('seg', model__decode_head__num_classes=3, model__auxiliary_head__num_classes=3)
-    assert fit_classes(found) == ()
+    assert fit_classes(found) is None
 
 
 def test_a_wrong_number_set_by_hand_is_an_error_in_whatever_form(inputs: Callable[..., RunInputs]) -> None:

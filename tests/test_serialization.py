@@ -149,6 +149,7 @@ HOSTILE = {
     'a scalar that claims more': lambda: Call(np.float64(0).__reduce__()[0], np.dtype('f8'), b'123'),
     'a method of the history': lambda: Call(getattr, HistoryBuffer, '__init__'),
     'a way out of the history': lambda: Call(getattr, Call(getattr, HistoryBuffer, 'mean'), '__globals__'),
+    'memory from nothing': lambda: Call(bytearray, 1 << 20),
     'a shell': lambda: Call(os.system, 'true'),
     'an import': lambda: Call(__import__, 'os'),
     'evaluated text': lambda: Call(eval, '1'),

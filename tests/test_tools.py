@@ -204,7 +204,7 @@ def test_train_then_test(
     shown = capfd.readouterr().out
     assert 'no GPU found: running on the CPU' in shown or torch.cuda.is_available()
     assert shown.count('SyncBN') == 1
-    assert shown.count('classes of the data: ') == 1  # the config's heads have COCO's or ADE20K's number
+    assert shown.count('replace those of the config: model.') == 1  # the config's heads have COCO's or ADE20K's number
     assert 'images/training/2.jpg: skipped (unreadable files so far: 1)' in shown
     assert 'unreadable files skipped: 1;' in shown
     assert len(shown.splitlines()) < 20 and 'WARNING' not in shown and 'mmengine' not in shown, shown

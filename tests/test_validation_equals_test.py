@@ -1,6 +1,9 @@
 """Does each validation during training give exactly the results of testing its checkpoint?"""
 
 import itertools
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from toy_run import toy_config
 
 from backbones.fast.winograd import WinogradConv2d
 from dense.data.mini import write_mini
 from dense.engine.launch import load_config, train
 from dense.engine.launch import test as evaluate_checkpoint
 
+PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     'det': 'configs/mini/mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160.py',
     'seg': 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py',
@@ -168,3 +173,33 @@ def test_validation_gives_what_the_test_gives(
         assert given == metrics, f'validation {i}'
         assert len(predicted) == len(tested) >= 2
         assert all(map(torch.equal, predicted, tested)), f'validation {i}'
+
+
+SEVERAL = """
+import json, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from toy_run import toy_config
+from dense.engine.launch import train
+runner = train(toy_config(Path({work_dir!r}), launcher='pytorch', **{changes!r}))
+if runner.rank == 0:
+    scores = runner.message_hub.get_scalar('val/score').data[0].tolist()
+    Path({work_dir!r}, 'scores.json').write_text(json.dumps(scores))
+"""
+
+
+@pytest.mark.parametrize('changes', [{}, {'custom_hooks': [dict(type='EMAHook', momentum=0.5)]}], ids=['plain', 'EMA'])
+def test_several_processes_validate_the_model_that_they_save(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Each process has batch statistics of its own images; a checkpoint holds those of the main process."""
+    # One image at a time: in another batch, a product of matrices may round otherwise.
+    changes = {**changes, 'val_dataloader': {'batch_size': 1}, 'test_dataloader': {'batch_size': 1}}
+    script, path = tmp_path / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
+    script.write_text(SEVERAL.format(path=path, work_dir=str(tmp_path), changes=changes))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = json.loads((tmp_path / 'scores.json').read_text())
+    assert len(set(scores)) == 3
+    for step, score in zip((4, 8, 12), scores, strict=True):
+        tested = evaluate_checkpoint(toy_config(tmp_path / 'test', **changes), tmp_path / f'iter_{step}.pth')
+        assert tested['score'] == score

@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--shape', type=int, nargs=2, metavar=('H', 'W'), help='size of the image to record with (default: 256 320)'
     )
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='config keys that training was run with'
+    )
     parser.add_argument('--backbone', action='store_true', help='export only the backbone')
     parser.add_argument('--logits', action='store_true', help='return the scores of a segmentor instead of labels')
     args = _common.parse(parser, argv)
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from dense.engine.options import parse_options
     from dense.export.from_config import export_config
 
     graph = export_config(
@@ -54,6 +58,7 @@ def _export(args: argparse.Namespace) -> None:
         shape=tuple(args.shape) if args.shape else None,
         backbone=args.backbone,
         logits=args.logits,
+        options=parse_options(args.cfg_options),
     )
     print(f'{args.out}: {", ".join(graph.output_names)}; {Path(args.out).stat().st_size / 1e6:.1f} MB')
 

@@ -23,6 +23,7 @@ def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
 def _has_more(module: nn.Module) -> bool:
     return (
         any(getattr(module, kind) for kind in _HOOKS)
+        or any(getattr(nn.modules.module, f'_global{kind}') for kind in _HOOKS)  # of profilers and FLOP counters
         or 'forward' in vars(module)  # a method replaced on this object only
         or parametrize.is_parametrized(module)
     )

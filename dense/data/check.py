@@ -39,7 +39,7 @@ def check_paths(inputs: RunInputs) -> None:
                 )
 
 
-def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
+def fit_classes(inputs: RunInputs) -> str | None:
     """Set the number of classes of every head from your own data; check it where the config names the classes.
 
     Data sets whose class has ``read_classes`` know their classes from their files. They set ``num_classes`` of the
@@ -51,17 +51,17 @@ def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
             decides, the others must agree with it.
 
     Returns:
-        The class names if they changed a head's number of classes, so that the user can be told; else empty.
+        A line for the user that names the heads whose number of classes the data changed; None if it changed none.
 
     Raises:
         UserError: The data sets, or a data set and a head, disagree.
     """
     seen: list[tuple[str, tuple[str, ...]]] = []
-    replaced = False
+    changed: list[str] = []
     for dataset in inputs.datasets:
         if hasattr(dataset.kind, 'read_classes'):
             names = tuple(dataset.kind.read_classes(dataset.config))
-            replaced = (not seen and _fill_heads(inputs, len(names))) or replaced
+            changed += [] if seen else _fill_heads(inputs, len(names))
         else:
             names = _stated_classes(dataset)
             _check_annotation(dataset, names)
@@ -74,18 +74,20 @@ def fit_classes(inputs: RunInputs) -> tuple[str, ...]:
                 'let both list the same classes in the same order',
             )
         _check_heads(inputs, split, names)
-    return seen[0][1] if replaced else ()
+    if not changed:
+        return None
+    names = seen[0][1]
+    return f'{len(names)} classes in the data ({_listed(names)}) replace those of the config: {", ".join(changed)}'
 
 
-def _fill_heads(inputs: RunInputs, num_classes: int) -> bool:
-    others = [
-        head
-        for head in inputs.heads
-        if head.num_classes != num_classes and not inputs.is_set_by_hand(f'{head.path}.num_classes')
-    ]
-    for head in others:
-        head.config['num_classes'] = num_classes
-    return bool(others)
+def _fill_heads(inputs: RunInputs, num_classes: int) -> list[str]:
+    """Set ``num_classes`` of the heads; return the changes, such as ``model.decode_head.num_classes 150 -> 3``."""
+    changed = []
+    for head in inputs.heads:
+        if head.num_classes != num_classes and not inputs.is_set_by_hand(f'{head.path}.num_classes'):
+            changed.append(f'{head.path}.num_classes {head.num_classes} -> {num_classes}')
+            head.config['num_classes'] = num_classes
+    return changed
 
 
 def _check_heads(inputs: RunInputs, split: str, names: tuple[str, ...]) -> None:

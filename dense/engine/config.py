@@ -126,10 +126,10 @@ def _set_randomness(cfg: Config, seed: int | None, deterministic: bool) -> None:
 def _read(path: Path) -> Config:
     try:
         cfg = Config.fromfile(str(path))
-    except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
-        raise UserError(
-            f'cannot read the config {path}: {type(error).__name__}: {error}',
-            'correct the file; see configs/ for examples',
-        ) from error
+    except (SyntaxError, NameError, AttributeError, KeyError, ImportError, TypeError, ValueError) as error:
+        remedy = 'correct the file; see configs/ for examples'
+        if '_delete_=True' in str(error):  # a dict where the base has text, such as an arch of your own
+            remedy = 'add _delete_=True to the dict, so that it replaces the value of the base config'
+        raise UserError(f'cannot read the config {path}: {type(error).__name__}: {error}', remedy) from error
     # The text of the config goes into the log and every checkpoint; formatting it takes a second each time.
     return Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -145,3 +146,21 @@ class CheckedDataHook(Hook):
         """Say how many files were skipped."""
         if self._unreadable:
             notice(f'unreadable files skipped: {len(self._unreadable)}; they are named above and in the log')
+
+
+@HOOKS.register_module()
+class SameBuffersHook(Hook):
+    """Let all processes validate with the main process's buffers, which are those that a checkpoint holds.
+
+    Each process of a distributed run keeps running statistics of its own images, unless its batch norms are
+    synchronised. Without this hook each would validate its share of the data with its own statistics, and the score
+    would belong to no model that is ever saved.
+    """
+
+    priority = 'LOWEST'  # after moving averages have taken the model's place
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Copy every buffer of the model from the main process to the others."""
+        if get_world_size() > 1:
+            for buffer in runner.model.buffers():
+                broadcast(buffer)

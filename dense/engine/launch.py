@@ -96,9 +96,9 @@ def _checked_inputs(cfg: Config, splits: tuple[str, ...]) -> RunInputs:
     inputs = RunInputs.read(cfg, splits)
     check_paths(inputs)
     check_work_dir(cfg.work_dir)
-    names = fit_classes(inputs)
-    if names:
-        notice(f'classes of the data: {len(names)} ({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})')
+    changes = fit_classes(inputs)
+    if changes:
+        notice(changes)
     return inputs
 
 

@@ -33,6 +33,7 @@ def export_config(
     shape: tuple[int, int] | None = None,
     backbone: bool = False,
     logits: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> ExportGraph:
     """Write the trained model of a config to a file.
 
@@ -44,6 +45,7 @@ def export_config(
         shape: Height and width of the image to record with; 256 x 320 by default.
         backbone: Export only the backbone's maps, of normalised images.
         logits: Export a segmentor's scores of all classes instead of labels.
+        options: Config keys in dotted form and their values, as in training.
 
     Returns:
         What the file computes.
@@ -51,7 +53,7 @@ def export_config(
     Raises:
         UserError: There is something that the user can fix.
     """
-    cfg = load_config(config)
+    cfg = load_config(config, options=options)
     with quiet_libraries():
         model, classes = _load(cfg, checkpoint)
         graph = choose_graph(model, backbone=backbone, logits=logits)
