@@ -17,6 +17,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ('backbones', 'dense', 'tools')
 FILES = [path for package in PACKAGES for path in sorted((PROJECT / package).rglob('*.py'))]
+TESTS = sorted((PROJECT / 'tests').rglob('*.py'))
 LONGEST = 400  # lines of a file
 MOST_IN_ROOT = 4  # files of dense that lie in no room
 
@@ -104,7 +105,7 @@ def circle_of(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize('path', FILES, ids=name_of)
+@pytest.mark.parametrize('path', [*FILES, *TESTS], ids=name_of)
 def test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LONGEST
 

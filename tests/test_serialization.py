@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import random
 import re
 import struct
@@ -19,49 +18,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoints import Call, checkpoint, equal, read_or_refuse
 from mmengine.logging import HistoryBuffer
 from torch.serialization import get_safe_globals, safe_globals
 
-from backbones import FasterNet
 from backbones.serialization import CheckpointError, load_file
-from backbones.weights import load_pretrained, read_weights
-
-
-def checkpoint() -> dict[str, Any]:
-    """What MMEngine saves: weights, an optimizer's state, and a history of logged values."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {f'layer{i}.weight': torch.randn(3, 4, generator=generator) for i in range(4)}
-    history = HistoryBuffer([1.5, 2.5, 4.5], [1, 1, 2])
-    loop = dict(
-        iter=3,
-        best=np.float64(0.5),
-        seen=np.int64(7),
-        flags=np.array([True, False]),
-        order=np.asfortranarray([[1, 2], [3, 4]]),
-    )
-    return dict(
-        meta=dict(epoch=1, iter=3, classes=('a', 'b')),
-        state_dict=weights,
-        optimizer=dict(state={0: dict(step=torch.tensor(3.0))}, param_groups=[dict(lr=0.1, betas=(0.9, 0.999))]),
-        message_hub=dict(log_scalars={'train/loss': history}, runtime_info=loop, resumed_keys={}),
-        nested=[(np.arange(3), {'x': (np.float32(2.0),)})],
-    )
-
-
-def equal(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray | np.generic):
-        return a.dtype == b.dtype and np.array_equal(a, b)
-    if isinstance(a, HistoryBuffer):
-        return equal(vars(a), vars(b)) and a.mean() == b.mean() and a.statistics('max') == b.statistics('max')
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 @pytest.fixture
@@ -128,14 +89,6 @@ def test_others_keep_their_own_rules_meanwhile(saved: Path, tmp_path: Path) -> N
 
 
 # Hostile pickles. `Call` is what a pickle can ask for: any function with any arguments.
-
-
-class Call:
-    def __init__(self, function: Callable, *arguments: Any, state: Any = None) -> None:
-        self.reduced = (function, arguments) if state is None else (function, arguments, state)
-
-    def __reduce__(self) -> tuple:
-        return self.reduced
 
 
 HOSTILE = {
@@ -295,16 +248,6 @@ def damage(content: bytes, places: list[int], chance: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def read_or_refuse(path: Path) -> Any:
-    """The content, or None for a file that is refused properly; nothing else may come out."""
-    try:
-        return load_file(path)
-    except CheckpointError as error:
-        cause, remedy = str(error).split('\n')
-        assert cause and remedy and str(error).replace('\n', '').isprintable()
-        return None
-
-
 @pytest.mark.parametrize('where', [headers_of_archive, pickle_of_archive])
 def test_a_damaged_archive_is_refused_or_read_unchanged(where: Callable, saved: Path) -> None:
     content, chance = saved.read_bytes(), random.Random(0)
@@ -358,118 +301,3 @@ def test_a_damaged_safetensors_header_raises_nothing_else(tmp_path: Path) -> Non
         assert read is None or all(isinstance(value, torch.Tensor) for value in read.values())
         refused += read is None
     assert refused > 200
-
-
-# Files that are not what their names say.
-
-
-def write_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Call(os.system, 'true'), protocol=2))
-
-
-def write_archive(path: Path) -> None:
-    torch.save({'x': torch.ones(1)}, path)
-
-
-def write_huge_header(path: Path) -> None:
-    path.write_bytes(struct.pack('<Q', 1 << 62) + b'{}')
-
-
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def make_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_dangling_link(path: Path) -> None:
-    path.symlink_to('nowhere')
-
-
-def make_circular_link(path: Path) -> None:
-    path.symlink_to(path)
-
-
-ODD_FILES = [
-    write_pickle,
-    write_archive,
-    write_huge_header,
-    make_folder,
-    make_pipe,
-    make_dangling_link,
-    make_circular_link,
-]
-
-
-@pytest.mark.parametrize('make', ODD_FILES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors', ''])
-def test_odd_files_are_refused(make: Callable, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f'weights{suffix}'
-    make(path)
-    if make is write_archive and suffix != '.safetensors':
-        assert load_file(path)['x'] == 1
-        return
-    assert read_or_refuse(path) is None
-
-
-@pytest.mark.parametrize('name', ['x' * 5000, 'a\0b', '', 'with\nbreak.pth'])
-def test_odd_names_are_refused(name: str, tmp_path: Path) -> None:
-    assert read_or_refuse(tmp_path / name) is None
-    with pytest.raises(CheckpointError):
-        read_weights(tmp_path / name)
-
-
-def test_a_folder_is_called_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match='is a folder'):
-        load_file(tmp_path)
-
-
-@pytest.mark.parametrize('name', ['weights', 'weights.bin', 'weights.pth', 'WEIGHTS.SAFETENSORS'])
-def test_safetensors_are_known_by_their_content(name: str, tmp_path: Path) -> None:
-    weights = checkpoint()['state_dict']
-    safetensors.torch.save_file(weights, tmp_path / name)
-    assert equal(load_file(tmp_path / name), weights)
-
-
-def test_a_link_to_weights_is_followed(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / 'link.pth').symlink_to(saved)
-    assert equal(load_file(tmp_path / 'link.pth'), checkpoint())
-
-
-# Tensors and names that are no weights.
-
-NO_WEIGHTS = {
-    'numbers as names': lambda: {0: torch.ones(1), 1: torch.ones(1)},
-    'sparse': lambda: {'stem.0.weight': torch.eye(3).to_sparse()},
-    'without data': lambda: {'stem.0.weight': torch.empty(3, device='meta')},
-    'quantised': lambda: {'w': torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)},
-}
-
-
-@pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('case', NO_WEIGHTS)
-def test_tensors_that_cannot_be_weights_are_refused(case: str, tmp_path: Path) -> None:
-    torch.save(NO_WEIGHTS[case](), tmp_path / 'w.pth')
-    with pytest.raises(CheckpointError) as caught:
-        read_weights(tmp_path / 'w.pth')
-    assert len(str(caught.value).split('\n')) == 2
-
-
-def test_names_from_a_file_cannot_break_the_message(tmp_path: Path) -> None:
-    torch.save({f'a\nb\x1b[2J{i}' + 'x' * 10_000: torch.ones(1) for i in range(3)}, tmp_path / 'w.pth')
-    with pytest.raises(CheckpointError) as caught:
-        load_pretrained(FasterNet('t0'), tmp_path / 'w.pth')
-    cause, remedy = str(caught.value).split('\n')
-    assert cause.isprintable() and remedy.isprintable() and len(cause) < 3000
-
-
-def test_a_kernel_that_claims_to_be_huge_is_not_adapted(tmp_path: Path) -> None:
-    """A few bytes, repeated by strides to 40 * 3 * 2**28 numbers, for a network with one input channel."""
-    model = FasterNet('t0', in_channels=1)
-    state = FasterNet('t0').state_dict()
-    name = f'{model.input_layers[0]}.weight'
-    state[name] = torch.zeros(1).expand(state[name].shape[0], 3, 1 << 14, 1 << 14)
-    torch.save(state, tmp_path / 'w.pth')
-    with pytest.raises(CheckpointError, match='of another shape'):
-        load_pretrained(model, tmp_path / 'w.pth')
