@@ -37,6 +37,7 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
         CheckpointError: The file is missing, truncated, damaged or not a checkpoint, or holds objects that are refused.
     """
     path = Path(path)
+    _check_device(map_location)
     _check_place(path)
     try:
         if _is_safetensors(path):
@@ -50,6 +51,15 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
         raise CheckpointError(_refusal(path, error)) from error
     except Exception as error:  # reading arbitrary bytes can raise anything: AttributeError, struct.error, ...
         raise CheckpointError(_unreadable(path, error)) from error
+
+
+def _check_device(map_location: Any) -> None:
+    is_cuda = isinstance(map_location, str | torch.device) and torch.device(map_location).type == 'cuda'
+    if is_cuda and not torch.cuda.is_available():
+        raise CheckpointError(
+            f'map_location={str(map_location)!r}, but PyTorch finds no CUDA device here.\n'
+            "Read to 'cpu' and move the tensors afterwards."
+        )
 
 
 def one_line(text: object, most: int = 200) -> str:

@@ -242,10 +242,16 @@ def test_training_mistake(
     check_answer(status, capfd.readouterr().err, cause, remedy)
 
 
+CONFIG_WITH_ARCH = 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py'
 CONFIG_TEXTS = {
     'misspelt key': ('optim_wraper = dict()\n', r"unknown config key 'optim_wraper'", r"did you mean 'optim_wrapper'"),
     'no Python': ('model = dict(\n', r'cannot read the config .*own.py: SyntaxError', r'correct the file'),
     'no base': ("_base_ = ['nothing.py']\n", r'nothing.py', r'\w'),
+    'a dict over text': (
+        f'_base_ = {str(PROJECT / CONFIG_WITH_ARCH)!r}\nmodel = dict(backbone=dict(arch=dict(dims=(8, 16))))\n',
+        r'cannot read the config .*own.py: TypeError',
+        r'add _delete_=True to the dict',
+    ),
     'several roots': (
         'train_dataloader = dict(dataset=dict(data_root="a"))\nval_dataloader = dict(dataset=dict(data_root="b"))\n',
         r'--data-root replaces one data root, but the config has 2: a, b',

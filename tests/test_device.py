@@ -79,7 +79,7 @@ def test_amp_is_refused_where_it_is_slow(pretend: Pretend, capfd: pytest.Capture
     pretend()
     assert train_tool.main([PLAIN, '--amp', '--work-dir', str(tmp_path)]) == 2
     cause, remedy = capfd.readouterr().err.splitlines()
-    assert 'bfloat16' in cause and '30 times slower' in cause
+    assert 'bfloat16' in cause and 'many times slower' in cause
     assert '--cfg-options optim_wrapper.dtype=bfloat16' in remedy
 
 

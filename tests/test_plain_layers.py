@@ -219,3 +219,18 @@ def test_hooks_of_a_fused_model():
 
 def twice(layer, x):
     return 2 * F.linear(x, layer.weight, layer.bias)
+
+
+@lean_families
+def test_hooks_on_all_modules_see_every_layer(family):
+    """Profilers and counters of operations register such hooks."""
+    model = family(ARCHS[family], out_indices=(0, 1))
+    model.use_lean_mlp()
+    layers = {module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear | nn.GELU)}
+    seen = set()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.add(module))
+    try:
+        model(torch.randn(2, 3, 32, 32))
+    finally:
+        handle.remove()
+    assert layers <= seen

@@ -5,6 +5,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -135,3 +136,10 @@ def test_a_kernel_that_claims_to_be_huge_is_not_adapted(tmp_path: Path) -> None:
     torch.save(state, tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match='of another shape'):
         load_pretrained(model, tmp_path / 'w.pth')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the device is there')
+@pytest.mark.parametrize('device', ['cuda', 'cuda:1', torch.device('cuda')], ids=str)
+def test_a_device_that_is_not_there_is_not_blamed_on_the_file(device: Any, saved: Path) -> None:
+    with pytest.raises(CheckpointError, match='finds no CUDA device here'):
+        load_file(saved, map_location=device)

@@ -21,7 +21,7 @@ def ask_for_mixed_precision(cfg: Config) -> None:
     """
     if _is_slow(cfg):
         raise UserError(
-            f'mixed precision is some 30 times slower on this processor: it ({processor()}) has no instructions for '
+            f'mixed precision would be many times slower here: this processor ({processor()}) has no instructions for '
             'bfloat16',
             f'start without --amp, or insist with {INSIST}',
         )
