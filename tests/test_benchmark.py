@@ -176,6 +176,7 @@ def test_a_reduced_batch_is_said(fakes, monkeypatch):
     assert result.notes[0] in as_text(result)
 
 
+@pytest.mark.slow
 def test_models_in_processes_of_their_own():
     names = ['InceptionNeXt:atto+fused', 'timm:resnet10t']
     protocol = Protocol(

@@ -152,7 +152,7 @@ def test_a_wrong_number_of_classes_loads_nothing(tmp_path):
 
 def test_weights_of_another_family_are_refused():
     model = classifier('FasterNet', 't0', init_cfg=dict(type='Pretrained', checkpoint='inceptionnext_atto'))
-    with pytest.raises(UserError, match='weights of InceptionNeXt, the backbone is FasterNet\n'):
+    with pytest.raises(UserError, match='weights of InceptionNeXt, but the backbone is FasterNet\n'):
         model.init_weights()
 
 

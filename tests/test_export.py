@@ -210,6 +210,7 @@ def test_segmentor_and_its_runner(tmp_path: Path) -> None:
     assert (written == 1 + cv2.resize(labels, (200, 120), interpolation=cv2.INTER_NEAREST)).all()
 
 
+@pytest.mark.slow
 def test_mask_rcnn_and_its_runner(tmp_path: Path) -> None:
     cfg, model = build(MASK_RCNN)
     about = describe(cfg, dict(classes=list('abcdefgh'), category_ids=list(range(3, 27, 3))))
