@@ -1,8 +1,6 @@
 """Does a run end bit for bit where it would have ended, wherever it was stopped and whatever it was made of?"""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,12 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from toy_run import toy_config
+from toy_run import run_in_two_processes, toy_config
 
 from dense.engine.launch import train
 from dense.errors import UserError
 
 pytestmark = pytest.mark.smoke
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -204,8 +201,6 @@ def test_settings_saved_by_epoch(name: str, tmp_path: Path) -> None:
 
 
 SEVERAL = """
-import sys
-sys.path[:0] = {path!r}
 from pathlib import Path
 from toy_run import toy_config
 from dense.engine.launch import train
@@ -220,11 +215,7 @@ for name, more in (('whole', {{}}), ('again', dict(resume=True, load_from=str(wo
 @pytest.mark.slow
 def test_each_process_gets_its_own_gradients_back(tmp_path: Path) -> None:
     """Between two updates, processes hold the gradients of their own images only."""
-    script, path = tmp_path / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
-    script.write_text(SEVERAL.format(path=path, work_dir=str(tmp_path)))
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(tmp_path, SEVERAL.format(work_dir=str(tmp_path)))
     first, second = torch.load(tmp_path / 'whole' / 'iter_3.pth', weights_only=True)['accumulation']
     assert not torch.equal(first['']['gradients'][0], second['']['gradients'][0])
     assert_equal(saved(end_of(tmp_path / 'again')), saved(end_of(tmp_path / 'whole')))

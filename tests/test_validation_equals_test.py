@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from toy_run import toy_config
+from toy_run import run_in_two_processes, toy_config
 
 from backbones.fast.winograd import WinogradConv2d
 from dense.data.mini import write_mini
 from dense.engine.launch import load_config, train
 from dense.engine.launch import test as evaluate_checkpoint
 
-PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     'det': 'configs/mini/mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160.py',
     'seg': 'configs/mini/upernet_inceptionnext-a_450i_mini-128x128.py',
@@ -176,8 +173,7 @@ def test_validation_gives_what_the_test_gives(
 
 
 SEVERAL = """
-import json, sys
-sys.path[:0] = {path!r}
+import json
 from pathlib import Path
 from toy_run import toy_config
 from dense.engine.launch import train
@@ -193,11 +189,7 @@ def test_several_processes_validate_the_model_that_they_save(changes: dict[str, 
     """Each process has batch statistics of its own images; a checkpoint holds those of the main process."""
     # One image at a time: in another batch, a product of matrices may round otherwise.
     changes = {**changes, 'val_dataloader': {'batch_size': 1}, 'test_dataloader': {'batch_size': 1}}
-    script, path = tmp_path / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
-    script.write_text(SEVERAL.format(path=path, work_dir=str(tmp_path), changes=changes))
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(tmp_path, SEVERAL.format(work_dir=str(tmp_path), changes=changes))
     scores = json.loads((tmp_path / 'scores.json').read_text())
     assert len(set(scores)) == 3
     for step, score in zip((4, 8, 12), scores, strict=True):

@@ -1,5 +1,7 @@
 """Runs that train a three-layer network on numbers, with all the steps of a real run, in a tenth of a second."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from torch import nn
 
 import dense  # noqa: F401
 
+PROJECT = Path(__file__).resolve().parents[2]
 NUM_SAMPLES = 10
 
 
@@ -113,3 +116,17 @@ def toy_config(work_dir: Path, *, epochs: bool = False, steps: int = 12, **chang
     )
     cfg.merge_from_dict(ConfigDict(changes))
     return cfg
+
+
+def run_in_two_processes(folder: Path, body: str) -> None:
+    """Run a script in two processes that torchrun starts.
+
+    Args:
+        folder: Where the script is written.
+        body: Python that may import this module and ``dense``.
+    """
+    script, path = folder / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
+    script.write_text(f'import sys\nsys.path[:0] = {path!r}\n{body}')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
