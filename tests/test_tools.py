@@ -258,6 +258,30 @@ def test_resume_goes_on_in_the_work_dir(
     assert (tmp_path / 'iter_3.pth').is_file()
 
 
+def test_weights_that_are_not_finite_go_nowhere(
+    tiny_data: Path, tmp_path: Path, tiny_command: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tool('train')(tiny_command('seg', tiny_data, tmp_path, iters=2)) == 0
+    path = tmp_path / 'iter_2.pth'
+    content = torch.load(path, weights_only=True)
+    content['state_dict']['decode_head.conv_seg.weight'].view(-1)[-1] = float('nan')
+    torch.save(content, path)
+    written = path.read_bytes()
+    config, *rest = tiny_command('seg', tiny_data, tmp_path, iters=3)
+    attempts = {
+        'test': [config, str(path), *rest],
+        'train': [config, *rest, '--resume', str(path)],
+        'load': [config, *rest, '--load-from', str(path)],
+    }
+    for name, arguments in attempts.items():
+        capfd.readouterr()
+        assert tool('test' if name == 'test' else 'train')(arguments) == 2
+        error = capfd.readouterr().err
+        assert 'NaN or infinite weights: decode_head.conv_seg.weight\n' in error, error
+        assert 'remedy: give an earlier checkpoint' in error
+    assert path.read_bytes() == written and not (tmp_path / 'iter_3.pth').exists()
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(tiny_data: Path, tmp_path: Path, tiny_command: Callable[..., list[str]]) -> None:
     config, *rest = tiny_command('seg', tiny_data, tmp_path / 'work', iters=4)

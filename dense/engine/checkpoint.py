@@ -1,5 +1,6 @@
 """Writes checkpoints that any strict reader opens, and checks that they fit the model before anything is loaded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dense.engine.atomic import ATOMIC, sweep
 from dense.errors import UserError
 
 PLAIN_HISTORY = 'plain_history'
+MAX_NAMED = 4
 
 
 @HOOKS.register_module()
@@ -70,7 +72,7 @@ def from_plain(value: Any) -> Any:
 
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
-    """Refuse a checkpoint that does not fit the model, before any of it is loaded.
+    """Refuse a checkpoint that does not fit the model or is not finite, before any of it is loaded.
 
     Args:
         fine_tune: The weights are only a starting point: parameters that the checkpoint lacks, or has in another shape,
@@ -83,7 +85,11 @@ class CheckpointMatchHook(Hook):
         self.fine_tune = fine_tune
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Compare names and shapes."""
+        """Compare names and shapes, and look at every value.
+
+        Raises:
+            UserError: Tensors are missing, have another shape, or hold NaN or infinity.
+        """
         model = getattr(runner.model, 'module', runner.model)
         if hasattr(model, 'convert_checkpoint'):  # a classifier also accepts its authors' files
             checkpoint['state_dict'] = model.convert_checkpoint(checkpoint)
@@ -95,11 +101,30 @@ class CheckpointMatchHook(Hook):
         if not fitting or (others and not self.fine_tune):
             raise UserError(
                 f'the checkpoint does not fit the model: {len(fitting)} of {len(wanted)} tensors match; '
-                f'others are {", ".join(others[:4])}{" ..." if len(others) > 4 else ""}',
+                f'others are {", ".join(others[:MAX_NAMED])}{" ..." if len(others) > MAX_NAMED else ""}',
                 'use the config that the checkpoint was made with, or start from its weights with --load-from',
             )
+        check_finite({name: tensor for name, tensor in state.items() if name.removeprefix('module.') in set(fitting)})
         for name in [name for name in state if name.removeprefix('module.') in set(others) & set(wanted)]:
             del state[name]
         if others:
             new = sorted(set(wanted) - set(fitting))
-            notice(f'loaded {len(fitting)} of {len(wanted)} tensors; new: {", ".join(new[:4])}')
+            notice(f'loaded {len(fitting)} of {len(wanted)} tensors; new: {", ".join(new[:MAX_NAMED])}')
+
+
+def check_finite(state: Mapping[str, Any]) -> None:
+    """Check that a model's tensors are numbers.
+
+    Args:
+        state: Name -> tensor, as ``state_dict()`` returns them.
+
+    Raises:
+        UserError: Some are NaN or infinite.
+    """
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        more = f' and {len(broken) - MAX_NAMED} more' if len(broken) > MAX_NAMED else ''
+        raise UserError(
+            f'the checkpoint holds NaN or infinite weights: {", ".join(broken[:MAX_NAMED])}{more}',
+            'give an earlier checkpoint; training diverged before this one was saved',
+        )

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.base import DenseBackbone
 from dense.console.output import quiet_libraries
@@ -20,8 +20,6 @@ from dense.errors import UserError
 from dense.export.detector import TwoStageGraph
 from dense.export.graphs import BackboneGraph, ExportGraph, SegmentorGraph
 from dense.export.write import export_model
-
-MAX_NAMED = 4
 
 
 def export_config(
@@ -74,19 +72,8 @@ def _load(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, 
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     CheckpointMatchHook().after_load_checkpoint(SimpleNamespace(model=model), content)
     state = content.get('state_dict', content)
-    _check_finite(state, checkpoint)
     model.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in state.items()})
     return model, classes
-
-
-def _check_finite(state: Mapping[str, Tensor], checkpoint: str | Path) -> None:
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        more = f' and {len(broken) - MAX_NAMED} more' if len(broken) > MAX_NAMED else ''
-        raise UserError(
-            f'{checkpoint} holds NaN or infinite weights: {", ".join(broken[:MAX_NAMED])}{more}; nothing was written',
-            'give an earlier checkpoint; training diverged before this one was saved',
-        )
 
 
 def choose_graph(model: nn.Module, *, backbone: bool = False, logits: bool = False) -> ExportGraph:
