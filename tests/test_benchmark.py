@@ -193,6 +193,7 @@ def test_models_in_processes_of_their_own():
     assert all(name in as_text(result) for name in names)
 
 
+@pytest.mark.slow
 def test_an_error_of_another_process_is_told():
     protocol = Protocol(warmup=0, iters=1, repeats=1, batch=1, device='cpu')
     with pytest.raises(UserError, match="no model 'zzzz'") as caught:

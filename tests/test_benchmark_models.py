@@ -123,6 +123,7 @@ def test_a_fused_model_does_not_train():
         build_subject('InceptionNeXt:atto+fused', train=True, device=CPU)
 
 
+@pytest.mark.slow
 def test_exported_model():
     name, shape = 'InceptionNeXt:atto', (3, 64, 96)
     exported = build_subject(f'{name}+onnx', train=False, device=CPU, shape=shape)

@@ -81,6 +81,7 @@ EVERYTHING = {
 WORKERS = {'train_dataloader.num_workers': 1, 'train_dataloader.persistent_workers': True}
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run(root, tmp_path):
     whole = train(config(root, tmp_path / 'whole', **EVERYTHING))
     before = losses(tmp_path / 'whole')
@@ -100,6 +101,7 @@ def test_resumed_run_equals_uninterrupted_run(root, tmp_path):
     assert any(not torch.equal(files[0]['state_dict'][key], states[0][key]) for key in states[0])
 
 
+@pytest.mark.slow
 def test_training_size_changes_at_its_epoch(root, tmp_path):
     cfg = config(root, tmp_path, **{**EVERYTHING, **WORKERS, 'train_cfg.max_epochs': 2})
     from mmengine.hooks import Hook

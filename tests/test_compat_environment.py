@@ -160,6 +160,7 @@ def test_bounds_agree_with_the_project_file() -> None:
             assert requirement[1] == f'>={low}' + (f',<{high}' if high else '')
 
 
+@pytest.mark.slow
 def test_stubs_of_packages_imported_too_early_are_found(tmp_path: Path) -> None:
     package = tmp_path / 'mmdet'
     package.mkdir()
@@ -217,6 +218,7 @@ def test_doctor_without_any_package(tmp_path: Path) -> None:
     assert 'opencv-python-headless (the package cv2), mmengine, mmcv-lite (the package mmcv), mmdet, ' in page
 
 
+@pytest.mark.slow
 def test_doctor_with_a_broken_package(tmp_path: Path) -> None:
     (tmp_path / 'mmcv.py').write_text('raise RuntimeError("this mmcv is broken")\n')
     done = run(DOCTOR, cwd=tmp_path, PYTHONPATH=str(tmp_path))

@@ -92,8 +92,8 @@ def test_every_leaf_builds(name):
     'name',
     [
         'upernet_inceptionnext-a_4xb4-160k_ade20k-512x512',
-        'upernet_convnext-t_4xb4-amp-160k_ade20k-512x512',
-        'semantic-fpn_inceptionnext-a_8xb4-40k_ade20k-512x512',
+        pytest.param('upernet_convnext-t_4xb4-amp-160k_ade20k-512x512', marks=pytest.mark.slow),
+        pytest.param('semantic-fpn_inceptionnext-a_8xb4-40k_ade20k-512x512', marks=pytest.mark.slow),
     ],
 )
 def test_single_scale_and_multi_scale_testing(name, data, tmp_path):

@@ -193,6 +193,7 @@ def test_backbone_as_a_program(family: str, tmp_path: Path) -> None:
     check_maps(backbone, export_model(BackboneGraph(backbone), tmp_path / 'maps.pt2', fmt='torch', shape=(128, 160)))
 
 
+@pytest.mark.slow
 def test_segmentor_and_its_runner(tmp_path: Path) -> None:
     cfg, model = build(UPERNET)
     about = describe(cfg, dict(classes=[f'class {i}' for i in range(12)]))

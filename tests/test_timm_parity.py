@@ -10,6 +10,8 @@ import backbones
 from backbones import FasterNet, InceptionNeXt
 
 CASES = [(getattr(backbones, family), arch, name) for (family, arch), name in sorted(in_timm().items())]
+# The same code at another size: seconds each.
+LARGE = [case for case in CASES if case[1] in ('small', 'base', 'm', 'l')]
 every_case = pytest.mark.parametrize(('family', 'arch', 'timm_name'), CASES, ids=[case[2] for case in CASES])
 
 # Published, with the classifier (facts of the released code): total and backbone alone.
@@ -80,7 +82,10 @@ def test_features_of_every_stage_agree(family, arch, timm_name):
     assert max(relative_error(a, b) for a, b in zip(got, expected, strict=True)) < 1e-5
 
 
-@every_case
+@pytest.mark.parametrize(
+    ('family', 'arch', 'timm_name'),
+    [pytest.param(*case, id=case[2], marks=[pytest.mark.slow] if case in LARGE else []) for case in CASES],
+)
 def test_gradients_and_statistics_agree_in_training(family, arch, timm_name):
     ours, theirs = paired(family, arch, timm_name)
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))

@@ -70,7 +70,7 @@ def test_nothing_is_chosen_for_a_gpu(device, monkeypatch):
 
 
 @pytest.mark.usefixtures('all_in_tiles')
-@pytest.mark.parametrize('task', ['det', 'seg'])
+@pytest.mark.parametrize('task', [pytest.param('det', marks=pytest.mark.slow), 'seg'])
 def test_runs_with_and_without_are_exchangeable(task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu):
     """A run that was begun with the choices goes on without them, and the other way round, to the same losses."""
     off = {'model.backbone.lean_mlp': False, 'winograd': False}
@@ -173,7 +173,8 @@ def test_checkpointing_is_not_compiled():
     assert 'with_cp=False' in caught.value.remedy
 
 
-@pytest.mark.parametrize('task', [pytest.param('det', marks=pytest.mark.slow), 'seg'])
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['det', 'seg'])
 def test_training_with_a_compiled_backbone(task, tiny_data, tiny_options, tiny_config_files, tmp_path, capfd):
     """Same weights as without; the graphs are run by PyTorch itself, because a compiler need not be installed."""
     torch.compiler.reset()
@@ -222,6 +223,7 @@ _common.run(command, argparse.Namespace(traceback=True), keep_memory={keep})
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the C library of Linux is concerned')
 @pytest.mark.parametrize(('keep', 'switch', 'kept'), [(True, None, True), (True, '0', False)])
+@pytest.mark.slow
 def test_commands_keep_memory(keep, switch, kept):
     environment = {name: value for name, value in os.environ.items() if name != 'DENSE_KEEP_MEMORY'}
     if switch is not None:

@@ -281,11 +281,18 @@ def test_a_used_layer_can_be_copied_and_pickled():
         assert torch.equal(other(x), expected)
 
 
-def test_autocast_gradients_and_inference_mode():
-    conv, in_tiles = pair()
-    x = images(1, 256, 48, 48)
+@pytest.mark.usefixtures('all_in_tiles')
+def test_autocast():
+    conv, in_tiles = pair(16, 16)
+    x = images(1, 16, 12, 12)
+    assert not torch.equal(in_tiles(x), conv(x))  # it is in tiles
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(in_tiles(x), conv(x))
+
+
+def test_gradients_and_inference_mode():
+    conv, in_tiles = pair()
+    x = images(1, 256, 48, 48)
     with torch.inference_mode():
         assert largest_error(in_tiles(x), conv(x)) < 1e-5
     x.requires_grad_()
