@@ -74,7 +74,7 @@ Sources: [IN] [InceptionNeXt](https://arxiv.org/abs/2303.16900v3), [FN] [FasterN
 PARENTHESES = """\
 In parentheses: counted from the authors' released code. MS: multi-scale testing (`--tta`). Every config, also those
 without a published score, with sources and published speed: [docs/models.md](docs/models.md)."""
-FASTERNET_COUNT = "The printed MACs of FasterNet's paper, ResNet-50's too: the count {}."
+FASTERNET_COUNT = "MACs printed in FasterNet's paper, ResNet-50's included: {}"
 
 
 @dataclass(frozen=True)

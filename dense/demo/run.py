@@ -1,4 +1,4 @@
-"""The demonstration: trains a detector and a segmenter from scratch, with pictures, in a few minutes.
+"""The demonstration: trains a detector and a segmenter from scratch, with pictures, in 10 to 13 minutes on two cores.
 
 Generated scenes are written, an InceptionNeXt-Atto is pretrained on generated pictures of single objects, and both
 models start from its weights. Their recipes are the leaves in ``configs/mini``, which also train from scratch.

@@ -43,7 +43,7 @@ def fit_precision(cfg: Config) -> None:
             wrapper.pop(key, None)
         notice(
             f'float32 instead of mixed precision: this processor ({processor()}) has no instructions for bfloat16; '
-            f'{INSIST} insists'
+            f'{INSIST} uses bfloat16 all the same'
         )
     else:
         wrapper['type'] = 'DenseAmpOptimWrapper'  # MMEngine's own fails without a GPU
