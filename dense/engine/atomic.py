@@ -88,11 +88,16 @@ class HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.hash = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         """Write some bytes and return their number."""
         self.hash.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""
@@ -103,7 +108,12 @@ def _replace(path: Path, fill: Callable[[HashingFile], Any]) -> HashingFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _scratch_file(path.with_name(f'{path.name}.{_host()}-{os.getpid()}.tmp')) as file:
         content = HashingFile(file)
-        fill(content)
+        try:
+            fill(content)
+        except Exception as error:
+            if content.failure is not None:  # torch.save raises another error, about positions in the file
+                raise content.failure from error
+            raise
         file.flush()
         os.fsync(file.fileno())
         if fcntl is None:

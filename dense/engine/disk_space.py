@@ -1,13 +1,17 @@
-"""Looks before the first step whether the disk has room for a run's checkpoints."""
+"""Looks before the first step whether the disk has room for a run's checkpoints; keeps a full disk from ending it."""
 
+import contextlib
+import functools
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.visualization import LocalVisBackend
 from torch import Tensor, optim
 
 from dense.console.output import notice
@@ -79,3 +83,23 @@ def _moments(wrapper: OptimWrapper) -> int:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def lose_rows(visualizer: Any) -> None:
+    """Let a visualizer lose the logged numbers that the disk does not take, rather than end the run.
+
+    Args:
+        visualizer: Of a run; changed in place.
+    """
+    for backend in getattr(visualizer, '_vis_backends', {}).values():
+        if isinstance(backend, LocalVisBackend):
+            backend._dump = functools.partial(_dump, backend._dump)
+
+
+def _dump(dump: Callable[..., None], row: dict[str, Any], path: str, *args: Any) -> None:
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    try:
+        dump(row, path, *args)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)  # half a line would spoil the next one, too

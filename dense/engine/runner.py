@@ -11,6 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,7 @@ from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
 from dense.engine.accumulation import gather_open_update
 from dense.engine.content import collect
+from dense.engine.disk_space import lose_rows
 from dense.engine.loaders import build_loader
 from dense.engine.writer import CheckpointWriter
 from dense.errors import UserError
@@ -42,6 +44,16 @@ class DenseRunner(Runner):
         logger = super().build_logger(log_level, log_file, **kwargs)
         log_into(logger)
         return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build the visualizer, which also writes the logged numbers; a full disk does not end the run.
+
+        Args:
+            visualizer: Its config; MMEngine's default if None.
+        """
+        built = super().build_visualizer(visualizer)
+        lose_rows(built)
+        return built
 
     @staticmethod
     def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
@@ -16,7 +16,7 @@ from dense.engine.disk_space import check_space
 from dense.errors import UserError
 
 EXTRA = 'extra_ckpt'  # of the message hub: name of the newest file saved between two intervals
-BEST = ('best_score', 'best_ckpt')  # how its entries about the best checkpoint begin
+SCORE, PATH = 'best_score', 'best_ckpt'  # how its entries about the best checkpoint begin
 
 
 @HOOKS.register_module()
@@ -39,6 +39,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.saved_at = time.monotonic()
         self.failed: tuple[str, OSError] | None = None  # the last checkpoint, if it could not be written
         self._last_good: str | None = None
+        self._known_best: dict[str, Any] | None = None  # while a better one is being saved
 
     def before_train(self, runner: Any) -> None:
         """Choose the folder and how files are written, and remove half-written files that killed runs left there."""
@@ -126,6 +127,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save(self, runner: Any, name: str, meta: dict[str, Any], is_extra: bool = False) -> None:
         self._look(runner)
+        if self._known_best is not None:
+            self._take_back(runner, self._known_best)
         old = runner.message_hub.runtime_info.get(EXTRA)
         if old and old != name:
             self._remove(old)
@@ -153,30 +156,29 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, float]) -> None:
         self._look(runner)
-        known = _best(runner)
         # A validation takes its time anyway, and what is removed depends on what was written.
         background, runner.writer.in_background = runner.writer.in_background, False
+        self._known_best = _best(runner)
         try:
-            super()._save_best_checkpoint(runner, metrics)
+            super()._save_best_checkpoint(runner, metrics)  # saves the last checkpoint again if there is a new best
         finally:
-            runner.writer.in_background = background
+            self._known_best, runner.writer.in_background = None, background
         self._look(runner)
-        if is_main_process():
-            self._take_back(runner, known)
 
     def _take_back(self, runner: Any, known: dict[str, Any]) -> None:
-        """Let the best checkpoint be the one before if the new one could not be written."""
-        for key, path in _best(runner).items():
-            name = key.removeprefix('best_ckpt')
-            if key.startswith('best_ckpt') and path != known.get(key) and not self.file_backend.isfile(path):
-                for entry in (key, f'best_score{name}'):
-                    runner.message_hub.runtime_info.pop(entry, None)
-                    if entry in known:
-                        runner.message_hub.update_info(entry, known[entry])
-                if name:
-                    self.best_ckpt_path_dict[name[1:]] = known.get(key)
-                else:
-                    self.best_ckpt_path = known.get(key)
+        """Let the best checkpoint be the one before, in all processes, if the new one could not be written."""
+        new = {key: path for key, path in _best(runner).items() if key.startswith(PATH) and path != known.get(key)}
+        lost = [[key for key, path in new.items() if not self.file_backend.isfile(path)]]
+        broadcast_object_list(lost)
+        for name in (key.removeprefix(PATH) for key in lost[0]):
+            for entry in (f'{PATH}{name}', f'{SCORE}{name}'):
+                runner.message_hub.runtime_info.pop(entry, None)
+                if entry in known:
+                    runner.message_hub.update_info(entry, known[entry])
+            if name:
+                self.best_ckpt_path_dict[name.removeprefix('_')] = known.get(f'{PATH}{name}')
+            else:
+                self.best_ckpt_path = known.get(PATH)
 
     def _look(self, runner: Any) -> None:
         """Wait for the file that is being written; tell the user if that fails, or works again."""
@@ -200,4 +202,4 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _best(runner: Any) -> dict[str, Any]:
-    return {key: value for key, value in runner.message_hub.runtime_info.items() if key.startswith(BEST)}
+    return {key: value for key, value in runner.message_hub.runtime_info.items() if key.startswith((SCORE, PATH))}
