@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,3 +254,27 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
         assert {json.loads((tmp_path / f'{name}-{rank}.json').read_text()) for rank in (0, 1)} == {int(signal.SIGTERM)}
         same_end(tmp_path / name, tmp_path / 'whole')
         assert rows(tmp_path / name) == rows(tmp_path / 'whole')
+
+
+def test_a_checkpoint_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which a step takes a minute. 4 is saved by the clock, 6 by the interval, 10 by both."""
+
+    @HOOKS.register_module(force=True)
+    class Clock(Hook):
+        priority = 'VERY_HIGH'
+        now = 0.0
+
+        def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            Clock.now += 60
+
+        def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+            saved.append(runner.iter + 1)
+
+    saved: list[int] = []
+    for module in ('saving', 'stopping'):
+        monkeypatch.setattr(f'dense.engine.{module}.time', SimpleNamespace(monotonic=lambda: Clock.now))
+    cfg = config(tmp_path, interval=6, hooks=(dict(type='Clock'),), save_every=4)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    train(cfg)
+    assert saved == [4, 6, 10]
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_10.pth', 'iter_6.pth']
