@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tqdm import tqdm
 
+from backbones.checksums import forget, record
 from backbones.serialization import CheckpointError, first_line, one_line
 
 # A revision may hold a slash in these two forms only.
@@ -179,7 +180,9 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
                 f'{one_line(url)} has the SHA-256 hash {found[: len(sha256)]}, but expected is {sha256}; the file was '
                 f'not kept.\nTry again later. If you trust this file, download it elsewhere and save it as {path}.'
             )
+        forget(path)
         os.replace(part, path)
+        record(path, found)  # compared whenever the file is read from the cache
     finally:
         part.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from backbones.checksums import damage, sidecar
 from backbones.unpickling import read_pickle
 
 _ZIP_MAGIC = b'PK\x03\x04'
@@ -24,7 +25,8 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
     """Read a ``.pth`` (``torch.save``) or ``.safetensors`` file. Several threads may read at the same time.
 
     It reads tensors, plain Python containers, numbers, and the other objects in MMEngine's own checkpoints. It refuses
-    anything else in a pickle, whoever made it: a pickle can run any code.
+    anything else in a pickle, whoever made it: a pickle can run any code. A file with its hash next to it (see
+    :mod:`backbones.checksums`) is compared with it first.
 
     Args:
         path: The file.
@@ -40,6 +42,7 @@ def load_file(path: str | Path, map_location: str | torch.device = 'cpu') -> Any
     _check_device(map_location)
     _check_place(path)
     try:
+        _check_hash(path)
         if _is_safetensors(path):
             return safetensors.torch.load_file(path, device=str(map_location))
         if _starts_with(path, _ZIP_MAGIC):
@@ -86,6 +89,15 @@ def _check_place(path: Path) -> None:
         raise CheckpointError(f'Checkpoint {str(path)!r} does not exist.\nCheck the path, or give a URL.')
     if not os.path.isfile(path):
         raise CheckpointError(f'{str(path)!r} is a device or a pipe, not a checkpoint.\nSave its content to a file.')
+
+
+def _check_hash(path: Path) -> None:
+    wrong = damage(path)
+    if wrong:
+        raise CheckpointError(
+            f'Checkpoint {str(path)!r} is damaged: {wrong}.\n'
+            f'Copy the file again, or use an earlier one; if you changed it on purpose, remove {sidecar(path).name}.'
+        )
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -21,12 +21,13 @@ from torch import _weights_only_unpickler as torch_unpickler
 STATISTICS = frozenset({'mean', 'max', 'min', 'current'})
 
 
-def read_pickle(path: Path, map_location: Any) -> Any:
+def read_pickle(path: Path, map_location: Any, *, mmap: bool = False) -> Any:
     """Read a file that ``torch.save`` wrote. Threads may call this, and ``torch.load``, at the same time.
 
     Args:
         path: The file.
         map_location: As in ``torch.load``.
+        mmap: Likewise; tensors are read only when they are used.
 
     Raises:
         UnpicklingError: The pickle asks for something that is not allowed.
@@ -34,7 +35,7 @@ def read_pickle(path: Path, map_location: Any) -> Any:
     """
     token = _uses_stand_ins.set(True)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     finally:
         _uses_stand_ins.reset(token)
     return _resolve(content, {})

@@ -20,6 +20,8 @@ from dense.engine import (  # noqa: E402
     layer_decay,
     optim,
     runner,
+    saving,
+    stopping,
 )
 
 __all__ = [
@@ -34,5 +36,7 @@ __all__ = [
     'optim',
     'progress',
     'runner',
+    'saving',
     'seeded',
+    'stopping',
 ]

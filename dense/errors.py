@@ -26,6 +26,20 @@ class UserError(ValueError):
         return type(self), (self.cause, self.remedy)
 
 
+class RunStopped(KeyboardInterrupt):
+    """A run was saved and ended because of a signal.
+
+    The commands in ``tools/`` exit with status 75. Like the interruption that it is, it is no ``Exception``.
+
+    Args:
+        signal: Number of the signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f'stopped by signal {signal}')
+        self.signal = signal
+
+
 def did_you_mean(got: str, allowed: Iterable[str], *, limit: int = 12) -> str:
     """Return the remedy for a name that is not among the allowed ones.
 

@@ -23,7 +23,7 @@ from web import Web, serve
 import dense  # noqa: F401  repairs mmengine's loaders
 from backbones import InceptionNeXt
 from backbones.download import cached_path, download, locate
-from backbones.serialization import CheckpointError
+from backbones.serialization import CheckpointError, load_file
 from backbones.weights import WEIGHTS, load_pretrained, read_weights
 from dense.compat import install
 from dense.errors import UserError
@@ -140,7 +140,7 @@ def test_a_broken_connection_leaves_nothing(read: Callable[[str], float], site: 
 
 
 def kept(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.iterdir() if path.suffix != '.lock')
+    return sorted(path.name for path in cache.iterdir() if path.suffix not in ('.lock', '.sha256'))
 
 
 @pytest.mark.parametrize(
@@ -334,3 +334,13 @@ def test_a_record_falls_back_to_the_hub(hub: Path, web: Web, monkeypatch: pytest
     (hub / 'o/atto/main').mkdir(parents=True)
     safetensors.torch.save_file(official_inceptionnext(ARCH), hub / 'o/atto/main/model.safetensors')
     assert len(load_pretrained(InceptionNeXt(ARCH), 'fake').loaded) == NUM_TENSORS
+
+
+def test_a_file_that_changes_in_the_cache_is_refused(site: Path, web: Web, cache: Path) -> None:
+    write(site / 'w.pth', 5)
+    path = download(f'{web.url}/w.pth', folder=cache)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match='damaged'):
+        load_file(download(f'{web.url}/w.pth', folder=cache))

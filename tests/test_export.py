@@ -181,8 +181,13 @@ def test_backbone(family: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     outputs = ['stride4', 'stride8', 'stride16', 'stride32']
-    assert about == dict(classes=['a'], task='features', outputs=outputs, smallest=64)
+    assert about == dict(classes=['a'], task='features', outputs=outputs, smallest=64, sealed=True)
     with pytest.raises(ValueError, match='without --backbone'):
+        ExportedModel(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='damaged'):
         ExportedModel(path)
 
 

@@ -190,7 +190,7 @@ def test_named_tuples_become_plain() -> None:
 
 LATEST = [
     ({'iter_9.pth': 1, 'iter_10.pth': 2}, 'iter_10.pth', 'iter_10.pth'),
-    ({'iter_9.pth': 1, 'iter_10.pth': 2}, '/moved/away/iter_9.pth', 'iter_9.pth'),
+    ({'iter_9.pth': 1, 'iter_10.pth': 2}, '/moved/away/iter_9.pth', 'iter_10.pth'),  # killed before it said so
     ({'epoch_1.pth': 2, 'epoch_2.pth': 3}, '', 'epoch_2.pth'),
     ({'epoch_1.pth': 2}, 'epoch_2.pth', 'epoch_1.pth'),
     ({'best_mIoU_iter_8.pth': 3}, None, None),
@@ -237,7 +237,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     capfd.readouterr()
     assert train(cfg).iter == 3
     shown = capfd.readouterr().out
-    assert f'WARNING: {str(tmp_path / "iter_3.pth")!r}' in shown and 'earlier' in shown
+    newest, before = tmp_path / 'iter_3.pth', tmp_path / 'iter_2.pth'
+    assert f'WARNING: Checkpoint {str(newest)!r} is damaged' in shown
+    assert f'continuing from the earlier {before} instead of {newest}' in shown
     assert f'continuing {tmp_path / "iter_2.pth"} after 2 steps' in shown
     for path in tmp_path.glob('iter_*.pth'):
         path.write_bytes(b'')

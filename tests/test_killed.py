@@ -17,6 +17,7 @@ from toy_run import toy_config
 from dense.engine import atomic
 from dense.engine.atomic import AtomicBackend, sweep
 from dense.engine.launch import train
+from dense.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 HAS_PROC = bool(list(Path('/proc/self/task').glob('*/children')))
@@ -30,6 +31,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, FUNCTIONS, HOOKS
 from toy_run import ToyNumbers, toy_config
 from dense.engine.launch import train
+from dense.errors import UserError
 
 @DATASETS.register_module()
 class Large(ToyNumbers):
@@ -193,15 +195,15 @@ def test_a_run_removes_its_own_files_only(tmp_path: Path) -> None:
 
     failing = config('first')
     with pytest.MonkeyPatch.context() as patch:
-        put = AtomicBackend.put
+        write = AtomicBackend.write
 
-        def fail(self: AtomicBackend, obj: bytes, filepath: str) -> None:
-            if 'iter_3' in str(filepath):
+        def fail(self: AtomicBackend, filepath: str, fill: Callable) -> str:
+            if 'iter_3' in str(filepath) or 'iter_4' in str(filepath):
                 raise OSError(28, 'No space left on device')
-            put(self, obj, filepath)
+            return write(self, filepath, fill)
 
-        patch.setattr(AtomicBackend, 'put', fail)
-        with pytest.raises(OSError, match='No space'):
+        patch.setattr(AtomicBackend, 'write', fail)
+        with pytest.raises(UserError, match='No space'):
             train(failing)
     assert (tmp_path / 'first' / 'iter_2.pth').is_file()
     train(config('second'))

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from toy_run import run_in_two_processes, toy_config
+from toy_run import assert_equal, end_of, run_in_two_processes, saved, toy_config
 
 from dense.engine.launch import train
 from dense.errors import UserError
@@ -25,38 +25,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
 
 
-def saved(path: Path) -> dict[str, Any]:
-    """What the end of a run left: weights, averages, optimizer, scheduler, scores."""
-    content = torch.load(path, weights_only=True)
-    runtime = content['message_hub']['runtime_info']
-    kept = {key: content[key] for key in content if key not in ('meta', 'message_hub')}
-    return {**kept, 'scores': {key: runtime[key] for key in runtime if key.startswith('best_score')}}
-
-
-def assert_equal(got: Any, expected: Any, name: str = '') -> None:
-    assert type(got) is type(expected), name
-    if isinstance(expected, dict):
-        assert set(got) == set(expected), name
-        for key in expected:
-            assert_equal(got[key], expected[key], f'{name}.{key}')
-    elif isinstance(expected, list | tuple):
-        assert len(got) == len(expected), name
-        for place, (one, other) in enumerate(zip(got, expected, strict=True)):
-            assert_equal(one, other, f'{name}.{place}')
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected), name
-    else:
-        assert got == expected, name
-
-
 def resumed(cfg: Config, checkpoint: Path, work_dir: Path) -> None:
     cfg = copy.deepcopy(cfg)
     cfg.update(work_dir=str(work_dir), resume=True, load_from=str(checkpoint))
     train(cfg)
-
-
-def end_of(work_dir: Path) -> Path:
-    return Path((work_dir / 'last_checkpoint').read_text())
 
 
 def check(tmp_path: Path, cfg: Config, stops: list[str], later: dict[str, Any] | None = None) -> None:
@@ -148,11 +120,11 @@ def test_killed_in_a_validation(name: str, tmp_path: Path) -> None:
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A checkpoint with something else in it."""
+    """A copy of a checkpoint with something else in it."""
     content = torch.load(path, weights_only=True)
     change(content)
-    torch.save(content, path)
-    return path
+    torch.save(content, path.with_name('changed.pth'))
+    return path.with_name('changed.pth')
 
 
 # What of the checkpoint after step 3 of updates of 2 is changed, other options, what the error says.

@@ -262,8 +262,8 @@ def test_weights_that_are_not_finite_go_nowhere(
     tiny_data: Path, tmp_path: Path, tiny_command: Callable[..., list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert tool('train')(tiny_command('seg', tiny_data, tmp_path, iters=2)) == 0
-    path = tmp_path / 'iter_2.pth'
-    content = torch.load(path, weights_only=True)
+    path = tmp_path / 'diverged.pth'
+    content = torch.load(tmp_path / 'iter_2.pth', weights_only=True)
     content['state_dict']['decode_head.conv_seg.weight'].view(-1)[-1] = float('nan')
     torch.save(content, path)
     written = path.read_bytes()

@@ -41,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms, even where slower')
+    parser.add_argument(
+        '--save-every', type=float, metavar='MINUTES', help='also save a checkpoint every so many minutes'
+    )
     args = _common.parse(parser, argv)
+    if args.save_every is not None and not args.save_every > 0:
+        parser.error('--save-every takes a number of minutes above 0')
     return _common.run(lambda: _train(args), args, log_dir=args.work_dir)
 
 
@@ -62,6 +67,7 @@ def _train(args: argparse.Namespace) -> None:
         launcher=args.launcher,
         seed=args.seed,
         deterministic=args.deterministic,
+        save_every=args.save_every,
     )
     train(cfg)
     print(f'done: log and checkpoints are in {cfg.work_dir}')

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dense.console.explain_error import explain, last_line
+from dense.errors import RunStopped
 
 USER_ERROR, INTERRUPTED = 2, 130
+STOPPED = 75  # "temporary failure" of sysexits.h: the same command with --resume goes on
 
 
 def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:
@@ -23,10 +25,12 @@ def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: s
         log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
 
     Returns:
-        Exit status: 0, 2 after an error, 130 after Ctrl-C.
+        Exit status: 0, 2 after an error, 75 if a signal stopped a run that was saved, 130 after Ctrl-C elsewhere.
     """
     try:
         command()
+    except RunStopped:
+        return STOPPED
     except KeyboardInterrupt:
         sys.stderr.write('interrupted; if a checkpoint was saved, --resume continues from it\n')
         return INTERRUPTED

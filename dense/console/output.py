@@ -78,9 +78,17 @@ def log_into(logger: logging.Logger) -> None:
     """Make a library's logger write only to its file, and send what libraries print or warn about there as well."""
     for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
         logger.removeHandler(handler)
+    for writer in logger.handlers:
+        writer.handleError = _lose_line  # type: ignore[method-assign]
     if _screen.writer is not None:
         _screen.writer.logger = logger
         _screen.writer.write('')
+
+
+def _lose_line(record: logging.LogRecord) -> None:
+    # A full disk is reported where it matters; logging would write a traceback to the screen for every line.
+    if not isinstance(sys.exc_info()[1], OSError):
+        logging.Handler().handleError(record)
 
 
 @contextmanager

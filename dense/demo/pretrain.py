@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones import checksums
 from backbones.base import DenseBackbone
 from dense.errors import UserError
 
@@ -112,7 +113,9 @@ def pretrain(
             on_step(step + 1, loss.item())
     accuracy = _accuracy(backbone, head, images[held_out], labels[held_out])
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    checksums.forget(checkpoint)
     torch.save(backbone.state_dict(), checkpoint)
+    checksums.record(checkpoint)
     return Pretrained(Path(checkpoint), accuracy)
 
 

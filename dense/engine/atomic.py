@@ -1,15 +1,18 @@
 """Writes files completely or not at all, even if the process is killed."""
 
 import contextlib
+import hashlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmengine.fileio import LocalBackend, register_backend
+
+from backbones.checksums import sidecar
 
 try:
     import fcntl
@@ -26,10 +29,12 @@ class AtomicBackend(LocalBackend):
     Args:
         waiting: Paths to remove after the next write. MMEngine makes a backend for every write, so the owner of a run's
             files passes the same list to all of them; it contains only that run's files.
+        cancels: If a write fails, what waits for it is not removed by a later one either.
     """
 
-    def __init__(self, waiting: list[str] | None = None) -> None:
+    def __init__(self, waiting: list[str] | None = None, cancels: bool = False) -> None:
         self.waiting = [] if waiting is None else waiting
+        self.cancels = cancels
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         """Write a file next to its destination, flush it to disk, move it into place, then remove the waiting files.
@@ -38,28 +43,84 @@ class AtomicBackend(LocalBackend):
             obj: Content of the file.
             filepath: Its destination; the folder is created if missing.
         """
+        self.write(filepath, lambda file: file.write(obj))
+
+    def write(self, filepath: str | Path, fill: Callable[['HashingFile'], Any]) -> str:
+        """Do the same with a file that a function fills piece by piece.
+
+        Args:
+            filepath: Destination of the file; the folder is created if missing.
+            fill: Writes the content.
+
+        Returns:
+            The content's SHA-256 hash.
+        """
         path = Path(filepath)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch_file(path.with_name(f'{path.name}.{_host()}-{os.getpid()}.tmp')) as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-            if fcntl is None:
-                file.close()  # Windows cannot move an open file
-            os.replace(file.name, path)
-        _sync_folder(path.parent)
+        try:
+            content = _replace(path, fill)
+        except BaseException:
+            if self.cancels:
+                self.waiting.clear()
+            raise
         waiting, self.waiting[:] = list(self.waiting), []
         for old in waiting:
             if Path(old) != path:
                 Path(old).unlink(missing_ok=True)
+                sidecar(old).unlink(missing_ok=True)
+        return content.hash.hexdigest()
 
     def remove(self, filepath: str | Path) -> None:
-        """Remove a file as soon as the next one is written.
+        """Remove a file, and its checksum, as soon as the next one is written.
 
         Args:
             filepath: The file.
         """
         self.waiting.append(str(filepath))
+
+
+class HashingFile:
+    """A file to write into from front to back, which computes the hash of its content.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write some bytes and return their number."""
+        self.hash.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self.file.flush()
+
+
+def _replace(path: Path, fill: Callable[[HashingFile], Any]) -> HashingFile:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch_file(path.with_name(f'{path.name}.{_host()}-{os.getpid()}.tmp')) as file:
+        content = HashingFile(file)
+        try:
+            fill(content)
+        except Exception as error:
+            if content.failure is not None:  # torch.save raises another error, about positions in the file
+                raise content.failure from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:
+            file.close()  # Windows cannot move an open file
+        os.replace(file.name, path)
+    _sync_folder(path.parent)
+    return content
 
 
 @contextmanager

@@ -1,50 +1,19 @@
-"""Writes checkpoints that any strict reader opens, and checks that they fit the model before anything is loaded."""
+"""Makes checkpoints plain data, and checks that they fit the model before anything is loaded."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
 from dense.console.output import notice
-from dense.engine.atomic import ATOMIC, sweep
 from dense.errors import UserError
 
 PLAIN_HISTORY = 'plain_history'
 MAX_NAMED = 4
-
-
-@HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
-    """MMEngine's checkpoint hook, with the same arguments, that writes through :class:`AtomicBackend`.
-
-    The log history is stored as plain tensors, so that the file opens with ``torch.load(weights_only=True)``.
-    """
-
-    def before_train(self, runner: Any) -> None:
-        """Choose the folder and how files are written, and remove half-written files that killed runs left there."""
-        self.backend_args: dict[str, Any] | None
-        is_local = self.backend_args is None and '://' not in str(self.out_dir or runner.work_dir)
-        if is_local:
-            self.backend_args = dict(backend=ATOMIC, waiting=[])
-        super().before_train(runner)
-        if is_local and is_main_process():
-            for path in sweep(self.out_dir):
-                runner.logger.info(f'removed {path}, which a killed run had left half-written')
-
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Turn every object in the checkpoint into plain data."""
-        for key in ('message_hub', 'meta'):
-            checkpoint[key] = to_plain(checkpoint[key])
-
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Rebuild the log history."""
-        if 'message_hub' in checkpoint:
-            checkpoint['message_hub'] = from_plain(checkpoint['message_hub'])
 
 
 def to_plain(value: Any) -> Any:

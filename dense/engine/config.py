@@ -28,6 +28,7 @@ def load_config(
     launcher: str = 'none',
     seed: int | None = None,
     deterministic: bool = False,
+    save_every: float | None = None,
 ) -> Config:
     """Read a config file and apply the user's choices.
 
@@ -45,6 +46,7 @@ def load_config(
         launcher: ``'none'``, or what started the processes of a distributed run: ``'pytorch'``, ``'slurm'``, ``'mpi'``.
         seed: Seed of every random number; by default that of the resumed run, of the config, or else 0.
         deterministic: Use deterministic algorithms even where they are slower.
+        save_every: Minutes between two checkpoints, besides those that the config asks for.
 
     Raises:
         UserError: The file, a key or a checkpoint does not exist, or the config does not state its images per step.
@@ -58,6 +60,8 @@ def load_config(
     _set_origin(cfg, resume, load_from)
     _set_randomness(cfg, seed, deterministic)
     cfg.launcher = launcher
+    if save_every is not None:
+        cfg.save_every = save_every
     return cfg
 
 

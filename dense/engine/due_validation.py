@@ -15,7 +15,8 @@ class DueValidationHook(Hook):
     """Validate before the first step of a resumed run if the checkpoint was saved just before a validation.
 
     A loop saves before it validates. Learning rates that fall when a metric does not rise, the best score and early
-    stopping would never see the result of that validation. If none of them is used, the validation is skipped.
+    stopping would never see the result of that validation. If none of them is used, the validation is skipped, unless
+    the run was stopped by a signal: then it goes on as if nothing had happened.
     """
 
     priority = 'LOWEST'
@@ -23,6 +24,21 @@ class DueValidationHook(Hook):
     def __init__(self) -> None:
         self._is_validating = False
         self._was_validated = False
+        self._is_stopping = False
+        self._was_stopped = False
+
+    def note_stop(self, runner: Any, step: int) -> bool:
+        """Note that the run stops here, without its validation if there is one after this step.
+
+        Args:
+            runner: The runner.
+            step: Number of completed steps.
+
+        Returns:
+            Whether a validation is due.
+        """
+        self._is_stopping, self._is_validating = True, False
+        return _is_due(runner, step)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Note that a checkpoint saved now includes the metrics."""
@@ -34,7 +50,7 @@ class DueValidationHook(Hook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Add whether the metrics are known, and how long early stopping has waited."""
-        checkpoint['meta']['validated'] = self._is_validating
+        checkpoint['meta'].update(validated=self._is_validating, stopped=self._is_stopping)
         waits = [[hook.wait_count, float(hook.best_score)] for hook in _early_stopping(runner)]
         if waits:
             checkpoint['meta'][KEY] = waits
@@ -42,14 +58,15 @@ class DueValidationHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Read what :meth:`before_save_checkpoint` added; a run that only starts from weights ignores it."""
         meta = checkpoint.get('meta', {})
-        self._was_validated = meta.get('validated', False)
+        self._was_validated, self._was_stopped = meta.get('validated', False), meta.get('stopped', False)
         for hook, (count, score) in zip(_early_stopping(runner), meta.get(KEY, []), strict=False):
             if runner._resume:
                 hook.wait_count, hook.best_score = count, score
 
     def before_train(self, runner: Any) -> None:
         """Validate if it is due."""
-        if runner.iter > 0 and not self._was_validated and _hangs_on_metrics(runner) and _is_due(runner):
+        matters = self._was_stopped or _hangs_on_metrics(runner)
+        if runner.iter > 0 and not self._was_validated and matters and _is_due(runner, runner.iter):
             runner.logger.info(f'the validation after {runner.iter} steps comes first')
             runner.val_loop.run()
 
@@ -72,14 +89,14 @@ def _reads_metrics(scheduler: _ParamScheduler) -> bool:
     return bool(getattr(scheduler, 'need_val_args', False))
 
 
-def _is_due(runner: Any) -> bool:
+def _is_due(runner: Any, step: int) -> bool:
     loop = runner.train_loop
     if runner.val_loop is None:
         return False
     loop._decide_current_val_interval()
     if isinstance(loop, EpochBasedTrainLoop):
-        is_between = loop.iter == loop.epoch * len(loop.dataloader)
+        is_between = step == loop.epoch * len(loop.dataloader)
         done, last = loop.epoch, loop.max_epochs
     else:
-        is_between, done, last = True, loop.iter, loop.max_iters
+        is_between, done, last = True, step, loop.max_iters
     return is_between and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from dense.compat.checkpoints import handed_over
 from dense.console.output import notice, quiet_libraries
 from dense.cpu.device import describe_device, prepare_determinism
 from dense.data.check import check_paths, fit_classes
@@ -25,6 +26,7 @@ from dense.engine.config import find_config, load_config
 from dense.engine.resume import find_start
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
+from dense.engine.signals import stop_request
 from dense.errors import UserError
 
 __all__ = ['find_config', 'load_config', 'test', 'train']
@@ -40,17 +42,19 @@ def train(cfg: Config) -> Runner:
 
     Raises:
         UserError: There is something that the user can fix, found before the first step where possible.
+        RunStopped: A signal asked the run to stop, and it was saved.
     """
     cfg = copy.deepcopy(cfg)
     with quiet_libraries():
         join_processes(cfg.launcher)
         inputs = _checked_inputs(cfg, ('train', 'val'))
-        start = find_start(cfg)
+        start, read = find_start(cfg)
         add_run_defaults(cfg, replace(inputs, start=start))
         runner = _build_runner(cfg)
         if cfg.get('resume'):
             notice(f'continuing {cfg.load_from} after {start.iter} steps')
-        runner.train()
+        with handed_over(read), stop_request() as runner.stop_request:
+            runner.train()
     return runner
 
 

@@ -5,6 +5,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -50,10 +51,17 @@ def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
     PyTorch checks only between two batches whether the parent is alive, and after its death still waits until the pipe
     has taken every batch. A process that writes into a full pipe that is never read never ends.
 
+    Signals that ask the run to stop often reach all its processes. This one goes on: the run may need more batches
+    before it stops.
+
     Args:
         then: What the config itself runs at the start.
         worker_id: Number of the process in its loader.
     """
+    if hasattr(signal, 'sigtimedwait'):
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # for the threads that start from here, too
     threading.Thread(target=_end_with_parent, name='end with parent', daemon=True).start()
     limit_threads(worker_id)
     if then is not None:
@@ -64,5 +72,15 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     # Read before the fork, so that a parent that died in between is noticed too. On Windows the number does not change.
     while parent is not None and parent.is_alive() and (os.name != 'posix' or os.getppid() == parent.pid):
-        time.sleep(PARENT_CHECK_INTERVAL)
+        if _is_ended_by(parent.pid, PARENT_CHECK_INTERVAL):
+            break
     os._exit(1)
+
+
+def _is_ended_by(parent: int | None, seconds: float) -> bool:
+    """Wait for some time; return whether the parent asked this process to end meanwhile."""
+    if not hasattr(signal, 'sigtimedwait'):  # not Linux
+        time.sleep(seconds)
+        return False
+    found = signal.sigtimedwait([signal.SIGTERM], seconds)
+    return found is not None and found.si_pid == parent

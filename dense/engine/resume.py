@@ -1,5 +1,6 @@
-"""Finds where a stopped run continues: its checkpoint, its step, its seed."""
+"""Finds where a stopped run continues: its newest whole checkpoint, its step, its seed."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,67 +9,86 @@ from typing import Any
 from mmengine.config import Config
 
 from backbones.serialization import CheckpointError, load_file
+from backbones.unpickling import read_pickle
 from dense.console.output import notice
 from dense.data.run_inputs import Start
+from dense.engine.checkpoint import check_finite
 from dense.errors import UserError
 
 NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
 
 
-def find_start(cfg: Config) -> Start:
+def find_start(cfg: Config) -> tuple[Start, dict[str, Any]]:
     """Find the checkpoint that a run continues, and return where it starts.
 
     Args:
         cfg: Config of a run; ``load_from`` and the seed are filled in. Without ``resume`` only the seed is.
 
     Returns:
-        Completed epochs and steps; 0 for a new run.
+        Completed epochs and steps; 0 for a new run. And the checkpoint's path with its content, so that nobody has to
+        read it again; nothing for a new run.
 
     Raises:
-        UserError: There is no checkpoint, none can be read, or it does not hold the state of a run.
+        UserError: There is no checkpoint, or none is whole: it cannot be read, is damaged, has weights that are not
+            finite, or does not hold the state of a run.
     """
     if not cfg.get('resume'):
         cfg.randomness.seed = cfg.randomness.seed or 0
-        return Start()
+        return Start(), {}
+    has_schedulers = bool(cfg.get('param_scheduler'))
     if cfg.get('load_from') is None:
-        path, content = _newest_readable(cfg.work_dir)
+        path, content = _newest_whole(cfg.work_dir, has_schedulers)
     elif Path(cfg.load_from).is_file():
-        path, content = Path(cfg.load_from), load_file(cfg.load_from)
+        path, content = Path(cfg.load_from), _read(Path(cfg.load_from), has_schedulers)
     else:
         raise UserError(
             f'nothing to resume: there is no file {cfg.load_from}',
             'give the path of a checkpoint, or --resume alone for the newest one in the work dir',
         )
     cfg.load_from = str(path)
+    meta = content['meta']
+    if cfg.randomness.seed is None:
+        cfg.randomness.seed = meta.get('seed') or 0
+    return Start(epoch=int(meta.get('epoch', 0)), iter=int(meta['iter'])), {str(path): content}
+
+
+def _read(path: Path, has_schedulers: bool) -> dict[str, Any]:
+    """Read a checkpoint and check that a run can go on from it; raise CheckpointError or UserError if not."""
+    content = load_file(path)
     meta = content.get('meta', {}) if isinstance(content, dict) else {}
-    needed = ['optimizer'] + (['param_schedulers'] if cfg.get('param_scheduler') else [])
+    needed = ['state_dict', 'message_hub', 'optimizer'] + (['param_schedulers'] if has_schedulers else [])
     lacking = ['step'] if 'iter' not in meta else [name for name in needed if name not in content]
     if lacking:
         raise UserError(
             f'{path} holds weights only and no whole state of a run: {", ".join(lacking)} missing',
             'start a new run from these weights with --load-from',
         )
-    if cfg.randomness.seed is None:
-        cfg.randomness.seed = meta.get('seed') or 0
-    return Start(epoch=int(meta.get('epoch', 0)), iter=int(meta['iter']))
+    try:
+        check_finite(content['state_dict'])
+    except UserError as error:
+        raise UserError(f'{path}: {error.cause}', error.remedy) from error
+    return content
 
 
-def _newest_readable(work_dir: str) -> tuple[Path, Any]:
-    failures: list[CheckpointError] = []
+def _newest_whole(work_dir: str, has_schedulers: bool) -> tuple[Path, dict[str, Any]]:
+    failures: list[tuple[Path, str]] = []
     for path in checkpoints(work_dir):
         try:
-            content = load_file(path)
-        except CheckpointError as error:
-            failures.append(error)
-            notice(f'WARNING: {" ".join(str(error).split())} Looking for an earlier checkpoint.')
+            content = _read(path, has_schedulers)
+        except (CheckpointError, UserError) as error:
+            cause = str(error).splitlines()[0].rstrip('.')
+            failures.append((path, cause))
+            notice(f'WARNING: {cause}. Looking for an earlier checkpoint.')
             continue
         if failures:
-            notice(f'WARNING: continuing from the earlier {path}; what was trained after it is trained again')
+            notice(
+                f'WARNING: continuing from the earlier {path} instead of {failures[0][0]}; what was trained after it '
+                'is trained again'
+            )
         return path, content
     if failures:
         raise UserError(
-            f'nothing to resume: none of the {len(failures)} checkpoints in {work_dir} can be read; '
-            f'{str(failures[0]).splitlines()[0]}',
+            f'nothing to resume: none of the {len(failures)} checkpoints in {work_dir} is whole; {failures[0][1]}',
             'copy a checkpoint back from elsewhere, or start again without --resume',
         )
     raise UserError(
@@ -89,22 +109,29 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 def checkpoints(work_dir: str | Path) -> Iterator[Path]:
     """Yield the checkpoints of a run, the newest first.
 
-    First comes the one that the run recorded as its last, or the file of that name in this folder if the folder was
-    moved or copied; then the others in the folder, by time and number.
+    The time at which a checkpoint was saved is written in it; one that cannot be read, or has none, has the time of its
+    file. The file that the run recorded as its last only adds a folder to look into: it is written after the
+    checkpoint, and a run may have been killed in between.
 
     Args:
         work_dir: Folder of the run.
     """
     folder = Path(work_dir)
-    numbered = [
-        (path.stat().st_mtime_ns, int(match[1]), path)
-        for path in folder.glob('*.pth')
-        if (match := NUMBERED.fullmatch(path.name)) and path.is_file()
-    ]
     named = _named_as_last(folder)
+    places = {folder} if named is None else {folder, named.parent}
+    found = {path for place in places for path in place.glob('*.pth') if NUMBERED.fullmatch(path.name)}
     if named is not None:
-        yield named
-    yield from (path for *_, path in sorted(numbered, reverse=True) if path != named)
+        found.add(named)
+    yield from sorted(filter(Path.is_file, found), key=_age, reverse=True)
+
+
+def _age(path: Path) -> tuple[float, int]:
+    """Return when a checkpoint was saved, in seconds, and its number."""
+    match = NUMBERED.fullmatch(path.name)
+    saved: Any = None
+    with contextlib.suppress(Exception):  # arbitrary bytes can raise anything; the file's turn to be refused comes
+        saved = read_pickle(path, 'cpu', mmap=True)['meta']['saved']  # maps the tensors and reads none
+    return (saved if isinstance(saved, float) else path.stat().st_mtime, int(match[1]) if match else 0)
 
 
 def _named_as_last(folder: Path) -> Path | None:

@@ -1,13 +1,17 @@
 """MMEngine's runner with a readable screen; it also runs in several processes without a GPU."""
 
+import functools
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
+from mmengine.fileio import join_path
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
@@ -16,7 +20,11 @@ from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
 from dense.engine.accumulation import gather_open_update
+from dense.engine.content import collect
+from dense.engine.disk_space import lose_rows
 from dense.engine.loaders import build_loader
+from dense.engine.writer import CheckpointWriter
+from dense.errors import UserError
 
 WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes communicate through Gloo
 
@@ -36,6 +44,16 @@ class DenseRunner(Runner):
         logger = super().build_logger(log_level, log_file, **kwargs)
         log_into(logger)
         return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build the visualizer, which also writes the logged numbers; a full disk does not end the run.
+
+        Args:
+            visualizer: Its config; MMEngine's default if None.
+        """
+        built = super().build_visualizer(visualizer)
+        lose_rows(built)
+        return built
 
     @staticmethod
     def build_dataloader(dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False) -> DataLoader:
@@ -68,15 +86,55 @@ class DenseRunner(Runner):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    @functools.cached_property
+    def writer(self) -> CheckpointWriter:
+        """What writes this run's checkpoints."""
+        return CheckpointWriter()
+
+    def train(self) -> nn.Module:
+        """Train the model and return it."""
+        try:
+            return super().train()
+        except Exception:
+            self.writer.wait()  # an error does not cost the checkpoint that is being written
+            raise
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
         """Save a checkpoint in the main process, with the gradients that each process has gathered for an update.
 
+        Every process must call it. :attr:`writer` knows whether the file could be written.
+
         Args:
-            *args: See ``Runner.save_checkpoint``.
-            **kwargs: Likewise.
+            out_dir: Folder of the file.
+            filename: Its name.
+            file_client_args: Of MMEngine's older interface to files; refused.
+            save_optimizer: Whether to save the optimizer.
+            save_param_scheduler: Whether to save the schedulers.
+            meta: Entries of ``meta`` besides the usual ones; ``epoch`` and ``iter`` are those of a save after a step
+                or an epoch by default.
+            by_epoch: Whether that is a save after an epoch.
+            backend_args: Arguments of MMEngine's file backend.
         """
+        if file_client_args is not None:
+            raise UserError('file_client_args of the checkpoint hook is no longer supported', 'use backend_args')
         self.open_update = gather_open_update(self)  # the rest, including its hooks, happens in the main process only
-        super().save_checkpoint(*args, **kwargs)
+        if is_main_process():
+            done = dict(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
+            content = collect(
+                self, optimizer=save_optimizer, schedulers=save_param_scheduler, meta={**done, **(meta or {})}
+            )
+            self.call_hook('before_save_checkpoint', checkpoint=content)
+            self.writer.write(content, join_path(out_dir, filename, backend_args=backend_args), backend_args)
         self.open_update = None
 
     def test(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from dense.compat.supported import install_extra
 from dense.errors import UserError
 from dense.export.graphs import ExportGraph
 from dense.predict.description import METADATA
+from dense.predict.seal import EMPTY, KEY, SEALED, seal
 
 FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 NEEDED = ('onnx', 'onnxscript')
@@ -50,14 +51,14 @@ def export_model(
     """
     path = Path(path)
     _check(path, fmt, shape, graph.SMALLEST)
-    text = json.dumps(dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=graph.SMALLEST))
+    about = dict(metadata or {}, task=graph.task, outputs=graph.output_names, smallest=graph.SMALLEST)
     program = record(graph, shape)
     _prove(graph, program, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     if fmt == 'torch':
-        torch.export.save(program, path, extra_files={METADATA: text})
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(about)})
     else:
-        _write_onnx(program, graph, path, text)
+        _write_onnx(program, graph, path, json.dumps({**about, SEALED: True}))
     return path
 
 
@@ -148,4 +149,12 @@ def _write_onnx(program: ExportedProgram, graph: ExportGraph, path: Path, text: 
             if name is not None:
                 output.shape[axis] = name
     onnx_program.model.metadata_props[METADATA] = text
+    onnx_program.model.metadata_props[KEY] = EMPTY
     onnx_program.save(path)
+    beside = path.with_name(f'{path.name}.data')  # where torch puts the weights of a large model
+    seal(path, [beside] if _names(path, beside) else [])
+
+
+def _names(path: Path, beside: Path) -> bool:
+    """Tell whether a file takes weights from another; there may be one of an earlier export."""
+    return beside.is_file() and beside.name.encode() in path.read_bytes()

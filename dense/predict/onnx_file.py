@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dense.errors import UserError
+from dense.predict.seal import check_seal
 
 # Message -> the numbers of the fields that lead to tensors or to the description, and the messages in them.
 _FIELDS = {
@@ -26,15 +27,15 @@ _MOST_LEVELS = 100  # as Protocol Buffers themselves allow
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
-    """Return the properties of an ONNX file, after checking the other files that it would read.
+    """Return the properties of an ONNX file, after checking its hash and the other files that it would read.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: It is not an ONNX file, or names a file outside its own folder.
+        UserError: It is not an ONNX file, is damaged, or names a file outside its own folder.
     """
-    path, properties = Path(path), {}
+    path, properties, others = Path(path), {}, set()
     try:
         with path.open('rb') as file:
             # Closed with its last view: an error keeps some of them alive.
@@ -42,6 +43,8 @@ def read_properties(path: str | Path) -> dict[str, str]:
         for kind, key, value in _entries(memoryview(content), 'model', 0):
             if kind == 'external':
                 _check_external(path, value)
+                if key == 'location':
+                    others.add(path.parent / value)
             else:
                 properties[key] = value
     except OSError as error:
@@ -50,6 +53,7 @@ def read_properties(path: str | Path) -> dict[str, str]:
         if isinstance(error, UserError):
             raise
         raise UserError(f'{path} is not an ONNX file, or is damaged', 'use a file that `dense export` wrote') from error
+    check_seal(path, properties, others)
     return properties
 
 

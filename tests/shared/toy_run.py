@@ -118,6 +118,39 @@ def toy_config(work_dir: Path, *, epochs: bool = False, steps: int = 12, **chang
     return cfg
 
 
+def saved(path: Path) -> dict[str, Any]:
+    """What the end of a run left: weights, averages, optimizer, scheduler, scores."""
+    content = torch.load(path, weights_only=True)
+    runtime = content['message_hub']['runtime_info']
+    kept = {key: content[key] for key in content if key not in ('meta', 'message_hub')}
+    return {**kept, 'scores': {key: runtime[key] for key in runtime if key.startswith('best_score')}}
+
+
+def assert_equal(got: Any, expected: Any, name: str = '') -> None:
+    assert type(got) is type(expected), name
+    if isinstance(expected, dict):
+        assert set(got) == set(expected), name
+        for key in expected:
+            assert_equal(got[key], expected[key], f'{name}.{key}')
+    elif isinstance(expected, list | tuple):
+        assert len(got) == len(expected), name
+        for place, (one, other) in enumerate(zip(got, expected, strict=True)):
+            assert_equal(one, other, f'{name}.{place}')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected), name
+    else:
+        assert got == expected, name
+
+
+def end_of(work_dir: Path) -> Path:
+    return Path((work_dir / 'last_checkpoint').read_text())
+
+
+def same_end(work_dir: Path, other: Path) -> None:
+    """Check that two runs ended with the same state, bit for bit."""
+    assert_equal(saved(end_of(work_dir)), saved(end_of(other)))
+
+
 def run_in_two_processes(folder: Path, body: str) -> None:
     """Run a script in two processes that torchrun starts.
 
