@@ -46,7 +46,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         dict(type='SeededStepHook', seed=seed),
         dict(type='AccumulationHook'),
         dict(type='DueValidationHook'),
-        dict(type='FiniteLossHook'),
+        dict(type='FiniteLossHook', on_nonfinite=cfg.get('on_nonfinite', 'stop')),
         dict(type='SameBuffersHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
