@@ -175,11 +175,8 @@ def test_the_number_of_updates_left_out_survives_a_resume(tmp_path: Path) -> Non
 
 def test_a_skipping_run_that_stops_and_goes_on_is_the_same_run(tmp_path: Path) -> None:
     expected = weights(train(config(tmp_path / 'whole', bad=(3, 6), on_nonfinite='skip:2')))
-    first = config(tmp_path / 'parts', bad=(3, 6), on_nonfinite='skip:2')
-    first.train_cfg.max_iters = 4
-    train(first)
-    second = config(tmp_path / 'parts', bad=(3, 6), on_nonfinite='skip:2')
-    second.resume = True
+    second = config(tmp_path / 'rest', bad=(3, 6), on_nonfinite='skip:2')
+    second.resume, second.load_from = True, str(tmp_path / 'whole' / 'iter_4.pth')
     assert_same(weights(train(second)), expected)
 
 
@@ -206,6 +203,7 @@ learnt = {{name: tensor.tolist() for name, tensor in state.items() if 'running' 
 """
 
 
+@pytest.mark.slow
 def test_all_processes_agree_though_only_one_has_bad_values(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
     run_in_two_processes(tmp_path, f'sys.path.append({here!r})\n' + TWO.format(folder=str(tmp_path)))
