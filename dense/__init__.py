@@ -20,6 +20,7 @@ from dense.engine import (  # noqa: E402
     hooks,
     layer_decay,
     optim,
+    run_record,
     runner,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     'loading',
     'optim',
     'progress',
+    'run_record',
     'runner',
     'seeded',
 ]

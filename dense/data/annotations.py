@@ -19,6 +19,7 @@ from dense.errors import UserError
 Row = dict[str, Any]
 Ids = NDArray[np.int64]
 WHOLE = re.compile(r'\s*[+-]?[0-9]{1,18}\s*', re.ASCII)
+MAX_SIDE = 2**20  # pixels; OpenCV reads no larger images
 EXPORT = 'export the annotation in COCO format again'
 
 
@@ -204,9 +205,11 @@ def _sizes(findings: Findings, images: list[Row]) -> NDArray[np.float64]:
     """Return heights and widths, (N, 2)."""
     sides = [_whole_column(findings, images, key, 'images') for key in ('height', 'width')]
     sizes = np.stack(sides, axis=1)
-    odd = [] if findings.errors else np.flatnonzero((sizes < 1).any(axis=1)).tolist()
+    odd = [] if findings.errors else np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1)).tolist()
     findings.error(
-        f'of {len(images)} images have a "width" or "height" below 1', [images[i]['file_name'] for i in odd], EXPORT
+        f'of {len(images)} images have a "width" or "height" outside 1 to {MAX_SIDE}',
+        [images[i]['file_name'] for i in odd],
+        EXPORT,
     )
     return sizes.astype(np.float64)
 

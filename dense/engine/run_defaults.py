@@ -51,6 +51,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
         dict(type='DataWaitHook'),
+        dict(type='RunRecordHook', start_iter=inputs.start.iter),
         dict(type='ProgressBarHook'),
     )
 
