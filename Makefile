@@ -12,7 +12,7 @@ PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 
 # share once.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv demo test test-slow test-onedl coverage lint dist
+.PHONY: venv demo test test-slow test-onedl coverage fuzz lint dist
 
 venv: $(STAMP)
 
@@ -46,6 +46,13 @@ test-onedl: .venv-onedl/.installed
 coverage: $(STAMP)
 	@$(TEST) -m 'not slow' --cov --cov-report=json
 	@$(PY) .ci/coverage_by_room.py work_dirs/coverage.json
+
+# Ten minutes for each reader; `make fuzz FUZZ_SECONDS=60 FUZZ_READERS=images` for one of them, shortly.
+FUZZ_SECONDS := 600
+FUZZ_READERS :=
+fuzz: $(STAMP)
+	@$(PY) -m pip --disable-pip-version-check install -q -c constraints.txt --group fuzz
+	@OMP_NUM_THREADS=1 $(PY) .ci/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_READERS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m codespell_lib

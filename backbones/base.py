@@ -132,10 +132,10 @@ class DenseBackbone(BaseModule, ABC):
                 f'{type(self).__name__} does not support init_cfg={self.init_cfg!r}.\n'
                 "Give dict(type='Pretrained', checkpoint=FILE, URL or NAME[, prefix=...]) or None."
             )
-        report = load_pretrained(self, self.init_cfg['checkpoint'], prefix=self.init_cfg.get('prefix'))
-        print_log(str(report), logger='current')
+        self.load_report = load_pretrained(self, self.init_cfg['checkpoint'], prefix=self.init_cfg.get('prefix'))
+        print_log(str(self.load_report), logger='current')
         if hasattr(self, '_params_init_info'):  # set by the model that this backbone is part of
-            update_init_info(self, init_info=str(report))
+            update_init_info(self, init_info=str(self.load_report))
         self._is_init = True
 
     @abstractmethod

@@ -21,7 +21,7 @@ from dense.console.progress import ProgressBarHook, clock, summary
 from dense.data.seeded import SeededBatchSampler, SeededDataset
 from dense.engine.atomic import AtomicBackend
 from dense.engine.checkpoint import from_plain, to_plain
-from dense.engine.hooks import FiniteLossHook
+from dense.engine.finite import FiniteLossHook
 from dense.engine.launch import train
 from dense.engine.options import parse_options
 from dense.engine.resume import latest_checkpoint

@@ -7,6 +7,7 @@ device.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 from PIL import Image
@@ -36,10 +37,21 @@ class PhotoTransform:
             ``inputs``, bytes ``(3, S, S)``, and ``data_samples``, the label and the path.
         """
         with Image.open(info['img_path']) as image:
-            inputs = self.transform(image.convert('RGB'))
+            inputs = self.transform(as_rgb(image))
         sample = BaseDataElement(metainfo=dict(img_path=info['img_path']))
         sample.gt_label = int(info['gt_label'])
         return dict(inputs=inputs, data_samples=sample)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image with three channels of 8 bits; of 16 bits the higher 8 stay, which Pillow would cut off.
+
+    Args:
+        image: Of any mode.
+    """
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert('RGB')
 
 
 @TRANSFORMS.register_module()

@@ -1,10 +1,10 @@
 """Checks that a config and its data fit together, in seconds and before anything is built."""
 
+import importlib
 import json
 import mmap
 import os
 from pathlib import Path
-from typing import Any
 
 from dense.data.classes import CLASSES_FILE, read_coco_classes, read_folder_classes
 from dense.data.run_inputs import DatasetConfig, RunInputs
@@ -37,6 +37,16 @@ def check_paths(inputs: RunInputs) -> None:
                 raise UserError(
                     f'data folder not found: {folder}', f'put the data there, or correct {place}.data_prefix.{key}'
                 )
+
+
+def read_checked(inputs: RunInputs) -> None:
+    """Let data sets in COCO's format read their files through the checks of :mod:`dense.data.annotations`.
+
+    Args:
+        inputs: What the run reads.
+    """
+    if any(hasattr(dataset.kind, 'COCOAPI') for dataset in inputs.datasets):
+        importlib.import_module('dense.data.coco_file')  # needs mmdet, which other tasks do without
 
 
 def fit_classes(inputs: RunInputs) -> str | None:
@@ -161,38 +171,3 @@ def coco_categories(path: Path) -> tuple[str, ...]:
     except (ValueError, TypeError, KeyError):
         # Nested lists (keypoint categories) or an unusual order: read the whole file.
         return read_coco_classes(path)
-
-
-def check_files(dataset: Any) -> None:
-    """Check that the files that a built data set lists exist, by listing folders instead of opening files.
-
-    Args:
-        dataset: The data set, or a wrapper that passes on ``get_data_info``.
-
-    Raises:
-        UserError: Files are missing; the message names the first ones and their number.
-    """
-    if not hasattr(dataset, 'get_data_info'):
-        return
-    missing: dict[str, list[str]] = {'image': [], 'label map': []}
-    listings: dict[str, set[str]] = {}
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index)
-        for kind, key in (('image', 'img_path'), ('label map', 'seg_map_path')):
-            path = info.get(key)
-            if isinstance(path, str) and '://' not in path and not _is_listed(path, listings):
-                missing[kind].append(path)
-    for kind, paths in missing.items():
-        if paths:
-            raise UserError(
-                f'{len(paths)} of {len(dataset)} {kind}s that the annotation lists are missing: '
-                f'{", ".join(paths[:MAX_NAMED])}{", ..." if len(paths) > MAX_NAMED else ""}',
-                'restore the files, or correct data_root and data_prefix of the data set (--data-root FOLDER)',
-            )
-
-
-def _is_listed(path: str, listings: dict[str, set[str]]) -> bool:
-    folder, name = os.path.split(path)
-    if folder not in listings:
-        listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    return name in listings[folder]

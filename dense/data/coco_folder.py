@@ -7,6 +7,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 
 from dense.data.classes import class_palette, read_coco_classes
+from dense.data.coco_file import CheckedCoco
 
 
 @DATASETS.register_module()
@@ -30,6 +31,7 @@ class CocoFolderDataset(CocoDataset):
     """
 
     METAINFO: ClassVar[dict[str, Any]] = {}
+    COCOAPI = CheckedCoco
 
     def __init__(
         self,

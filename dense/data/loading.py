@@ -2,15 +2,14 @@
 
 import copy
 from multiprocessing import SimpleQueue
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.registry import DATASETS, FUNCTIONS
-from PIL import Image
 
+from dense.data.readable import why_unusable
 from dense.data.wrapper import DatasetView
 from dense.errors import UserError
 
@@ -59,10 +58,11 @@ class CheckedDataset(DatasetView):
             try:
                 sample = self.dataset[index]
             except Exception as error:
-                path = self._unreadable_file(index)
-                if path is None:
+                found = why_unusable(self.dataset, index)
+                if found is None:
                     raise
-                self._report(path, error)
+                path, reason = found
+                self._report(path, reason, error)
                 index = int(np.random.randint(len(self.dataset)))
                 continue
             self._check_labels(sample)
@@ -79,20 +79,13 @@ class CheckedDataset(DatasetView):
             paths.append(self._reports.get())
         return paths
 
-    def _report(self, path: str, error: Exception) -> None:
+    def _report(self, path: str, reason: str, error: Exception) -> None:
         if self.test_mode:
             raise UserError(
-                f'cannot read {path}: {_reason(path)}',
+                f'cannot read {path}: {reason}',
                 'restore the file, or take its image out of the annotation',
             ) from error
         self._reports.put(path)
-
-    def _unreadable_file(self, index: int) -> str | None:
-        if not hasattr(self.dataset, 'get_data_info'):  # the file is unknown
-            return None
-        info = self.dataset.get_data_info(index)
-        paths = [info[key] for key in ('img_path', 'seg_map_path') if isinstance(info.get(key), str)]
-        return next((path for path in paths if _reason(path)), None)
 
     def _check_labels(self, sample: Any) -> None:
         truth = sample.get('data_samples') if isinstance(sample, dict) else None
@@ -137,24 +130,3 @@ def check_labels(truth: Any, num_classes: int) -> None:
             f'the model has {num_classes} classes, so 0 to {num_classes - 1} are allowed',
             'set num_classes of every head to the number of classes of the data set',
         )
-
-
-def _reason(path: str) -> str | None:
-    """Return why a file cannot be read as an image, or None if it can."""
-    if '://' in path:
-        return None
-    if not Path(path).is_file():
-        return 'there is no such file'
-    if Path(path).stat().st_size == 0:
-        return 'the file is empty'
-    # OpenCV's JPEG reader prints its complaints, so Pillow comes first.
-    return None if _pillow_reads(path) or cv2.imread(path) is not None else 'it is not an image, or it is damaged'
-
-
-def _pillow_reads(path: str) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True

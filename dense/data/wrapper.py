@@ -1,5 +1,6 @@
 """Wrappers that add one thing to a data set."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.registry import DATASETS
@@ -33,3 +34,16 @@ class DatasetView:
     @pipeline.setter
     def pipeline(self, transforms: Any) -> None:
         self.dataset.pipeline = transforms
+
+
+def innermost(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets inside wrappers, also inside those that join several.
+
+    Args:
+        dataset: A data set.
+    """
+    inner = vars(dataset).get('dataset', vars(dataset).get('datasets'))
+    if inner is None:
+        yield dataset
+    for part in inner if isinstance(inner, list | tuple) else [] if inner is None else [inner]:
+        yield from innermost(part)

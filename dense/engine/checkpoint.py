@@ -52,6 +52,7 @@ class CheckpointMatchHook(Hook):
 
     def __init__(self, fine_tune: bool = False) -> None:
         self.fine_tune = fine_tune
+        self.loaded: tuple[int, int] | None = None  # tensors that were loaded, of how many
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Compare names and shapes, and look at every value.
@@ -74,6 +75,7 @@ class CheckpointMatchHook(Hook):
                 'use the config that the checkpoint was made with, or start from its weights with --load-from',
             )
         check_finite({name: tensor for name, tensor in state.items() if name.removeprefix('module.') in set(fitting)})
+        self.loaded = len(fitting), len(wanted)
         for name in [name for name in state if name.removeprefix('module.') in set(others) & set(wanted)]:
             del state[name]
         if others:

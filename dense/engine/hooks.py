@@ -1,16 +1,14 @@
-"""Hooks of every run: repeatable steps, finite losses, data that exists."""
+"""Hooks of every run: repeatable steps, data that exists."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from dense.console.output import notice
-from dense.data.check import check_files
+from dense.data.check_samples import check_samples
 from dense.errors import UserError
 from dense.randomness import STEP, seed_generators
 
@@ -68,38 +66,6 @@ class _PlacedBatches:
 
 
 @HOOKS.register_module()
-class FiniteLossHook(Hook):
-    """Stop at the first loss that is not finite, before a checkpoint with it is written."""
-
-    priority = 'VERY_HIGH'
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Check the losses of the step.
-
-        Raises:
-            UserError: A loss is NaN or infinite; the message names the step, the losses and the images.
-        """
-        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
-        tensors = [torch.as_tensor(value).detach().float().mean() for value in losses.values()]
-        if not tensors or bool(torch.stack(tensors).isfinite().all()):
-            return
-        values = ', '.join(f'{name} {float(value):.4g}' for name, value in zip(losses, tensors, strict=True))
-        last = runner.message_hub.runtime_info.get('last_ckpt')
-        kept = f'the last good checkpoint is {last}; ' if last else ''
-        raise UserError(
-            f'the loss of step {runner.iter + 1} is not finite: {values}; images {", ".join(image_names(data_batch))}',
-            f'{kept}lower the learning rate, clip gradients (optim_wrapper.clip_grad) or look at these images',
-        )
-
-
-def image_names(data_batch: Any) -> list[str]:
-    """Return the file names of a batch's images, as far as they are known."""
-    samples = data_batch.get('data_samples', []) if isinstance(data_batch, dict) else []
-    names = [getattr(sample, 'img_path', None) for sample in samples]
-    return [Path(name).name for name in names if name] or ['unknown']
-
-
-@HOOKS.register_module()
 class CheckedDataHook(Hook):
     """Check before the first step that the data sets' files exist, and count unreadable ones during training.
 
@@ -114,14 +80,14 @@ class CheckedDataHook(Hook):
         self._unreadable: set[str] = set()
 
     def before_run(self, runner: Any) -> None:
-        """Check that every file exists.
+        """Check that every file exists, that sizes are right, and that there is something to train on.
 
         Raises:
-            UserError: Files are missing.
+            UserError: Files are missing, or the data set cannot be used.
         """
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             if hasattr(loop, 'dataloader'):
-                check_files(loop.dataloader.dataset)
+                check_samples(loop.dataloader.dataset, is_training=loop is runner._train_loop)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Name the files that could not be read.

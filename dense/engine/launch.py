@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from dense.compat.checkpoints import handed_over
 from dense.console.output import notice, quiet_libraries
 from dense.cpu.device import describe_device, prepare_determinism
-from dense.data.check import check_paths, fit_classes
+from dense.data.check import check_paths, fit_classes, read_checked
 from dense.data.run_inputs import RunInputs
 from dense.engine.config import find_config, load_config
 from dense.engine.resume import find_start
@@ -100,6 +100,7 @@ def _checked_inputs(cfg: Config, splits: tuple[str, ...]) -> RunInputs:
     inputs = RunInputs.read(cfg, splits)
     check_paths(inputs)
     check_work_dir(cfg.work_dir)
+    read_checked(inputs)
     changes = fit_classes(inputs)
     if changes:
         notice(changes)

@@ -16,8 +16,7 @@ from dense.errors import UserError, did_you_mean
 RUN_KEYS = {name for name in inspect.signature(Runner.__init__).parameters if name not in ('self', 'cfg')}
 OTHER_KEYS = {
     'custom_imports', 'model_wrapper_cfg', 'compile', 'tta_model', 'tta_pipeline', 'data_root', 'max_unreadable',
-    'save_every',
-    'sync_bn', 'find_unused_parameters', 'winograd', 'cfg_options',
+    'save_every', 'on_nonfinite', 'sync_bn', 'find_unused_parameters', 'winograd', 'cfg_options',
 }  # fmt: skip
 WORDS = {'true': True, 'false': False, 'none': None}
 

@@ -47,11 +47,12 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         dict(type='AccumulationHook'),
         dict(type='StopHook', save_every=cfg.get('save_every')),
         dict(type='DueValidationHook'),
-        dict(type='FiniteLossHook'),
+        dict(type='FiniteLossHook', on_nonfinite=cfg.get('on_nonfinite', 'stop')),
         dict(type='SameBuffersHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
         dict(type='DataWaitHook'),
+        dict(type='RunRecordHook', start_iter=inputs.start.iter),
         dict(type='ProgressBarHook'),
     )
 

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
 from dense.console.tables import named_numbers
+from dense.data.annotation_masks import has_mask
+from dense.data.coco_file import CheckedCoco
+from dense.data.findings import named
 from dense.errors import UserError
 from dense.evaluation.results import check_results
 
@@ -130,7 +133,7 @@ class DenseCocoMetric(CocoMetric):
         prefix: Prefix of the names of the results.
 
     Raises:
-        UserError: An unknown metric, backend or item.
+        UserError: An unknown metric, backend or item, or an annotation file that cannot be used.
     """
 
     _coco_api: Any
@@ -157,7 +160,6 @@ class DenseCocoMetric(CocoMetric):
         _check('backend', [backend], tuple(BACKENDS))
         _check('metric_items', metric_items or (), names)
         super().__init__(
-            ann_file=ann_file,
             metric=metrics,
             classwise=classwise,
             proposal_nums=proposal_nums,
@@ -169,6 +171,8 @@ class DenseCocoMetric(CocoMetric):
         )
         self.backend = backend
         self.names = names
+        if ann_file is not None:
+            self._coco_api = _read_truth(ann_file, with_masks='segm' in metrics)
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the evaluation needs of a batch: boxes, scores, labels, and the masks as RLE.
@@ -251,6 +255,17 @@ class DenseCocoMetric(CocoMetric):
         average = {name: _mean(precision[:, :, i, 0, -1]) for i, name in enumerate(names)}
         MMLogger.get_current_instance().info(f'{metric} AP by class\n{named_numbers(average, digits=3)}')
         return {f'{metric}_{name}_precision': value for name, value in average.items()}
+
+
+def _read_truth(ann_file: str, *, with_masks: bool) -> CheckedCoco:
+    truth = CheckedCoco(ann_file, as_truth=True)
+    lacking = [item['id'] for item in truth.dataset['annotations'] if not has_mask(item['segmentation'])]
+    if lacking and with_masks:
+        raise UserError(
+            f'{ann_file}: {len(lacking)} annotations have no mask ({named(lacking)}), but the metric compares masks',
+            'export the annotation with its masks, or evaluate boxes only: metric="bbox"',
+        )
+    return truth
 
 
 def _names_of(max_dets: Sequence[int]) -> tuple[str, ...]:
