@@ -14,6 +14,7 @@ AMP = (
     'mixed precision; an error on a CPU without bfloat16, where it is far slower, unless you add '
     '--cfg-options optim_wrapper.dtype=bfloat16'
 )
+AGAIN = 'continue from the newest checkpoint of this run, if there is one; for job systems that start a job again'
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,19 +36,27 @@ def main(argv: list[str] | None = None) -> int:
         metavar='PATH',
         help='continue a stopped run exactly, from this checkpoint or the newest one in the work dir',
     )
+    parser.add_argument('--resume-if-any', action='store_true', help=AGAIN)
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', action='store_true', help=AMP)
     parser.add_argument('--compile', action='store_true', help='compile the backbone')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the images per step')
     parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms, even where slower')
+    _common.add_launch_options(parser)
     args = _common.parse(parser, argv)
+    status = _common.launch('train', args, argv)
+    if status is not None:
+        return status
     return _common.run(lambda: _train(args), args, log_dir=args.work_dir)
 
 
 def _train(args: argparse.Namespace) -> None:
+    from dense.console.failure import own_rank
+    from dense.distributed.join import leave_processes
     from dense.engine.launch import load_config, train
     from dense.engine.options import parse_options
+    from dense.engine.restart import resume_if_any
 
     cfg = load_config(
         args.config,
@@ -63,8 +72,12 @@ def _train(args: argparse.Namespace) -> None:
         seed=args.seed,
         deterministic=args.deterministic,
     )
+    if args.resume_if_any:
+        resume_if_any(cfg)
     train(cfg)
-    print(f'done: log and checkpoints are in {cfg.work_dir}')
+    leave_processes()
+    if not own_rank():
+        print(f'done: log and checkpoints are in {cfg.work_dir}')
 
 
 if __name__ == '__main__':

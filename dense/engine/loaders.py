@@ -4,9 +4,6 @@ import functools
 import inspect
 import logging
 import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +12,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dense.data.loading import limit_threads
+from dense.distributed.parent import end_with_parent
 
 LOADER_KEYS = {name for name in inspect.signature(DataLoader.__init__).parameters if name != 'self'}
-PARENT_CHECK_INTERVAL = 1.0  # seconds
 _ONLY_WITH_PROCESSES = ('persistent_workers', 'prefetch_factor', 'multiprocessing_context', 'timeout')
 
 
@@ -54,15 +51,9 @@ def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
         then: What the config itself runs at the start.
         worker_id: Number of the process in its loader.
     """
-    threading.Thread(target=_end_with_parent, name='end with parent', daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_with_parent(parent.pid, parent.is_alive)
     limit_threads(worker_id)
     if then is not None:
         then(worker_id)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    # Read before the fork, so that a parent that died in between is noticed too. On Windows the number does not change.
-    while parent is not None and parent.is_alive() and (os.name != 'posix' or os.getppid() == parent.pid):
-        time.sleep(PARENT_CHECK_INTERVAL)
-    os._exit(1)
