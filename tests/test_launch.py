@@ -86,6 +86,10 @@ FAILURES = {
         (1, 'stands still: a signal stopped it', 'then continue from iter_7.pth with --resume'),
     ),
     'no word': ('sys.exit(3 if rank else 0)', (3, 'ended with status 3', 'its own output is above')),
+    'takes long to end': (
+        "import atexit\natexit.register(time.sleep, 60)\nleave('the cause') if rank else time.sleep(600)",
+        (2, 'error: rank 1: the cause', 'remedy: do this'),
+    ),
     'does not end when told': (
         f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\nleave('the cause') if rank else {LONG}",
         (2, 'error: rank 1: the cause', 'remedy: do this'),

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -59,7 +58,7 @@ def report(failure: Failure) -> None:
     """Leave the failure for the launcher, and show it unless the launcher or another process does.
 
     Args:
-        failure: Of this process, while its exception is being handled.
+        failure: Of this process.
     """
     write_record(failure)
     rank = own_rank()
@@ -71,13 +70,14 @@ def write_record(failure: Failure) -> None:
     """Leave a failure where launchers look for it.
 
     Args:
-        failure: Of this process, while its exception is being handled.
+        failure: Of this process.
     """
     if os.environ.get(FOLDER):
         record_file(os.environ[FOLDER], os.getpid()).write_text(json.dumps(asdict(failure)))
     if os.environ.get(TORCHRUN_FILE):
-        extra = dict(py_callstack=traceback.format_exc(), timestamp=str(int(failure.time)))
-        message = dict(message=f'{failure.cause} {failure.remedy}', extraInfo=extra)
+        # What torchrun shows as the traceback: the lines that a person can use.
+        extra = dict(py_callstack=failure.lines(), timestamp=str(int(failure.time)))
+        message = dict(message=failure.cause, extraInfo=extra)
         Path(os.environ[TORCHRUN_FILE]).write_text(json.dumps(dict(message=message)))
 
 

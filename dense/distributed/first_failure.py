@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dense.console.failure import Failure, read_record, record_file
 from dense.distributed.children import exit_status, is_stopped, shell_status
 
-UNFINISHED = 1  # exit status for a process that had to be ended
+STANDS_STILL, USER_ERROR = 1, 2  # exit statuses
 ECHO = 3.0  # seconds in which the others, who lose the connection, can say where the run would continue
 SIGNAL_REMEDIES: dict[int, str] = {
     signal.SIGKILL: 'if nobody killed it, the machine had no memory left (see dmesg): reduce '
@@ -44,7 +44,9 @@ class Failed:
     @property
     def shell_status(self) -> int:
         """Exit status for the whole run."""
-        return UNFINISHED if self.status is None else shell_status(self.status)
+        if self.status is None:  # it has to be ended
+            return USER_ERROR if self.failure else STANDS_STILL
+        return shell_status(self.status)
 
 
 def find_failed(ranks: Mapping[int, int], folder: str) -> list[Failed]:

@@ -34,11 +34,35 @@ def join_processes(cfg: Config) -> None:
         return
     if distributed.is_torchelastic_launched():
         end_with_parent()  # torchrun's own agent, if it is killed, leaves its processes running
-    if run_device() not in WITHOUT_NETWORK:
+    device = run_device()
+    # For devices other than these, MMEngine names the number of the process itself.
+    knows_where = cfg.launcher == 'pytorch' and device in ('cuda', *WITHOUT_NETWORK)
+    where = _meeting_of_this_start(settings['timeout']) if knows_where else {}
+    if device not in WITHOUT_NETWORK:
         _check_own_device()
-        init_dist(cfg.launcher, **settings)
+        init_dist(cfg.launcher, **settings, **where)
     elif cfg.launcher == 'pytorch':
-        distributed.init_process_group('gloo', timeout=timedelta(seconds=settings['timeout']))
+        distributed.init_process_group('gloo', timeout=timedelta(seconds=settings['timeout']), **where)
+
+
+def _meeting_of_this_start(timeout: float) -> dict[str, Any]:
+    """Return where the processes meet, if torchrun's agent keeps their store.
+
+    The agent keeps one store for all starts of a run. Without a part of its own, a process that was started again
+    would find, and wait for, the addresses of those that have ended.
+    """
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return {}
+    size = int(os.environ['WORLD_SIZE'])
+    store = distributed.TCPStore(
+        os.environ['MASTER_ADDR'],
+        int(os.environ['MASTER_PORT']),
+        size,
+        is_master=False,
+        timeout=timedelta(seconds=timeout),
+    )
+    part = f'dense/start/{os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")}'
+    return dict(store=distributed.PrefixStore(part, store), rank=int(os.environ['RANK']), world_size=size)
 
 
 def checked_timeout(value: Any) -> float:

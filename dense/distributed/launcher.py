@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from dense.console.failure import FOLDER
+from dense.console.failure import FOLDER, read_record, record_file
 from dense.cpu.cores import usable_cores
 from dense.distributed.children import end_all, exit_status, is_child, shell_status, wait_for
 from dense.distributed.first_failure import Failed, find_failed, first_failure
@@ -119,7 +119,7 @@ class Agent(LocalElasticAgent):
             # The others are about to do the same; the main process may still be writing.
             self.status = STOPPED
             raise _RunStopped
-        if any(exit_status(pid) for pid in ranks):
+        if any(exit_status(pid) or self._has_said_why(pid) for pid in ranks):
             self._explain(find_failed(ranks, self._folder))
             end_all(ranks)
         result: RunResult = super()._monitor_workers(worker_group)
@@ -133,6 +133,11 @@ class Agent(LocalElasticAgent):
         ended = end_all(self._pids(), death_sig, timeout)
         self.status = self.status or next((shell_status(status) for status in ended.values() if status), 0)
         super()._shutdown(death_sig, timeout)
+
+    def _has_said_why(self, pid: int) -> bool:
+        """Tell whether a process has failed, if not ended: that may take seconds."""
+        failure = read_record(record_file(self._folder, pid))
+        return failure is not None and not failure.follows and not failure.shown
 
     def _explain(self, failed: Sequence[Failed]) -> None:
         first, failure = first_failure(failed)
