@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
+_CHECKPOINT = 'checkpoint_to_resume'
 MOST = 40  # the longest list of names that a person still reads
 
 
@@ -38,6 +39,21 @@ class RunStopped(KeyboardInterrupt):
     def __init__(self, signal: int) -> None:
         super().__init__(f'stopped by signal {signal}')
         self.signal = signal
+
+
+def name_checkpoint(error: BaseException, checkpoint: str | None) -> None:
+    """Let an error know from where the run can continue.
+
+    Args:
+        error: Whatever ended a run.
+        checkpoint: The newest file that the run saved, if any.
+    """
+    error.__dict__[_CHECKPOINT] = checkpoint
+
+
+def checkpoint_of(error: BaseException) -> str | None:
+    """Return the file that :func:`name_checkpoint` noted, or None."""
+    return error.__dict__.get(_CHECKPOINT)
 
 
 def did_you_mean(got: str, allowed: Iterable[str], *, limit: int = 12) -> str:

@@ -75,8 +75,76 @@ def add_run_options(target: argparse.ArgumentParser, *, work_dir: str, example: 
     target.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_launch_options(target: argparse.ArgumentParser) -> None:
+    """Add the options with which a command starts itself in several processes."""
+    group = target.add_argument_group('several processes', 'see docs/scaling.md')
+    _add_launch_options(group)
+
+
+def _add_launch_options(target: argparse._ActionsContainer) -> None:
+    target.add_argument('--gpus', type=int, metavar='N', help='start N processes here, one per GPU (or on the CPU)')
+    restarts = 'after a failure, start all processes again up to K times, from the newest checkpoint'
+    target.add_argument('--max-restarts', type=int, metavar='K', help=restarts)
+    target.add_argument('--nnodes', type=int, metavar='M', help='machines; start the same command on each')
+    meeting = 'where they meet: one of them, and a free port there (default: $MASTER_ADDR:$MASTER_PORT)'
+    target.add_argument('--rdzv-endpoint', metavar='HOST:PORT', help=meeting)
+
+
+def launch(name: str, args: argparse.Namespace, argv: Sequence[str] | None) -> int | None:
+    """Start the command in the processes that ``--gpus`` asks for, and wait for them.
+
+    Args:
+        name: Name of the command.
+        args: From :func:`parse`.
+        argv: What was parsed; every other option is passed on.
+
+    Returns:
+        Exit status; None if this process is to run the command itself.
+    """
+    chosen = [option for option in ('max_restarts', 'nnodes', 'rdzv_endpoint') if getattr(args, option) is not None]
+    if args.gpus is None and not chosen:
+        return None
+    without_registration()
+    from dense.console.main import run as run_command
+
+    return run_command(lambda: _launch(name, args, argv, chosen), show_traceback=args.traceback)
+
+
+def _launch(name: str, args: argparse.Namespace, argv: Sequence[str] | None, chosen: list[str]) -> int:
+    from dense.errors import UserError
+    from dense.project import find_config
+
+    if args.gpus is None:
+        option = f'--{chosen[0].replace("_", "-")}'
+        raise UserError(f'{option} needs --gpus', 'add --gpus N, the number of processes on this machine')
+    if args.launcher != 'none':
+        raise UserError(
+            f'--gpus starts the processes itself; with --launcher {args.launcher}, something else has',
+            'give one of the two',
+        )
+    find_config(args.config)
+    from dense.distributed.start import start
+
+    own = argparse.ArgumentParser(add_help=False)
+    _add_launch_options(own)
+    _, rest = own.parse_known_args(argv)
+    place = ['-m', f'{__package__}.{name}'] if _is_module() else [str(Path(__file__).parent / f'{name}.py')]
+    return start(
+        [sys.executable, '-u', *place, *rest, '--launcher', 'pytorch'],
+        args.gpus,
+        nodes=1 if args.nnodes is None else args.nnodes,
+        endpoint=args.rdzv_endpoint,
+        max_restarts=args.max_restarts or 0,
+    )
+
+
+def _is_module() -> bool:
+    # In a clone, the files run from any folder; the installed package runs by its name only.
+    return __package__ != 'tools'
+
+
 def run(
-    command: Callable[[], None],
+    command: Callable[[], int | None],
     args: argparse.Namespace,
     *,
     log_dir: str | None = None,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Test on several GPUs of one or more machines: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
-# More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each.
+# More than one machine: set NNODES, MASTER_ADDR (one of them) and MASTER_PORT (free there) to the same on each.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [options of tools/test.py]" >&2
@@ -8,7 +8,8 @@ if [ $# -lt 3 ]; then
 fi
 config=$1 checkpoint=$2 gpus=$3
 shift 3
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
-    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+meeting=()
+if [ "${NNODES:-1}" -gt 1 ]; then
+    meeting=(--nnodes "$NNODES" --rdzv-endpoint "$MASTER_ADDR:${MASTER_PORT:-29500}")
+fi
+exec "${PYTHON:-python}" "$(dirname "$0")/test.py" "$config" "$checkpoint" --gpus "$gpus" "${meeting[@]+"${meeting[@]}"}" "$@"

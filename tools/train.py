@@ -14,6 +14,7 @@ AMP = (
     'mixed precision; an error on a CPU without bfloat16, where it is far slower, unless you add '
     '--cfg-options optim_wrapper.dtype=bfloat16'
 )
+AGAIN = 'continue from the newest checkpoint of this run, if there is one; for job systems that start a job again'
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar='PATH',
         help='continue a stopped run exactly, from this checkpoint or the newest one in the work dir',
     )
+    parser.add_argument('--resume-if-any', action='store_true', help=AGAIN)
     parser.add_argument('--load-from', metavar='PATH', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', action='store_true', help=AMP)
     parser.add_argument('--compile', action='store_true', help='compile the backbone')
@@ -44,15 +46,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--save-every', type=float, metavar='MINUTES', help='also save a checkpoint every so many minutes'
     )
+    _common.add_launch_options(parser)
     args = _common.parse(parser, argv)
     if args.save_every is not None and not args.save_every > 0:
         parser.error('--save-every takes a number of minutes above 0')
+    status = _common.launch('train', args, argv)
+    if status is not None:
+        return status
     return _common.run(lambda: _train(args), args, log_dir=args.work_dir)
 
 
 def _train(args: argparse.Namespace) -> None:
+    from dense.console.failure import own_rank
+    from dense.distributed.join import leave_processes
     from dense.engine.launch import load_config, train
     from dense.engine.options import parse_options
+    from dense.engine.restart import resume_if_any
 
     cfg = load_config(
         args.config,
@@ -69,8 +78,12 @@ def _train(args: argparse.Namespace) -> None:
         deterministic=args.deterministic,
         save_every=args.save_every,
     )
+    if args.resume_if_any:
+        resume_if_any(cfg)
     train(cfg)
-    print(f'done: log and checkpoints are in {cfg.work_dir}')
+    leave_processes()
+    if not own_rank():
+        print(f'done: log and checkpoints are in {cfg.work_dir}')
 
 
 if __name__ == '__main__':

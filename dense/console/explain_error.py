@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from dense.console.connection import explain_connection, follows_from_another
 from dense.errors import UserError, did_you_mean
 
 # What PyTorch makes of an exception in a loading process: the text of its traceback inside another message.
@@ -32,12 +33,22 @@ def explain(error: BaseException) -> tuple[str, str] | None:
     for one in chain:
         if isinstance(one, UserError) and 'Traceback' not in one.cause:
             return one.cause, one.remedy
-    for reader in (_from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory, _one_value):
+    for reader in READERS:
         for one in chain:
             found = reader(one)
             if found is not None:
                 return found
     return None
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Tell whether an error only follows from the failure of another process.
+
+    Args:
+        error: The caught error.
+    """
+    chain = list(_chain(error))
+    return not any(isinstance(one, UserError) for one in chain) and follows_from_another(chain)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -133,6 +144,11 @@ def _disk(error: BaseException) -> tuple[str, str] | None:
 
 
 def _memory(error: BaseException) -> tuple[str, str] | None:
+    if isinstance(error, MemoryError):
+        return (
+            f'out of memory: {str(error) or "an allocation failed"}',
+            'reduce train_dataloader.batch_size, train_dataloader.num_workers or the image size',
+        )
     if type(error).__name__ != CUDA_OOM:
         return None
     first_line = str(error).split('\n')[0]
@@ -149,6 +165,18 @@ def _one_value(error: BaseException) -> tuple[str, str] | None:
         'a batch norm got one value per channel and cannot normalise it: a batch of one image was pooled to 1 x 1',
         'raise train_dataloader.batch_size, or use group norms: see "Small batches" in configs/README.md',
     )
+
+
+READERS = (
+    _from_worker,
+    _from_own_package,
+    explain_connection,
+    _unknown_argument,
+    _unregistered,
+    _disk,
+    _memory,
+    _one_value,
+)
 
 
 def last_line(error: BaseException) -> str:

@@ -9,38 +9,53 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dense.console.explain_error import explain, last_line
-from dense.errors import RunStopped
+from dense.console.explain_error import explain, is_consequence, last_line
+from dense.console.failure import Failure, own_rank, report, write_record
+from dense.errors import RunStopped, checkpoint_of
 
 USER_ERROR, INTERRUPTED = 2, 130
 STOPPED = 75  # "temporary failure" of sysexits.h: the same command with --resume goes on
 
 
-def run(command: Callable[[], None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:
+def run(command: Callable[[], int | None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:
     """Run a command; on an error write two lines to standard error: the cause and how to fix it.
 
     Args:
-        command: What to run.
+        command: What to run; it may return an exit status of its own.
         show_traceback: Let the error through with its traceback instead.
         log_dir: Where the traceback of an unexpected error is kept; a temporary folder by default.
 
     Returns:
-        Exit status: 0, 2 after an error, 75 if a signal stopped a run that was saved, 130 after Ctrl-C elsewhere.
+        Exit status: the command's or 0, 2 after an error, 75 if a signal stopped a run that was saved, 130 after Ctrl-C
+        elsewhere.
     """
     try:
-        command()
+        return command() or 0
     except RunStopped:
         return STOPPED
     except KeyboardInterrupt:
         sys.stderr.write('interrupted; if a checkpoint was saved, --resume continues from it\n')
         return INTERRUPTED
     except Exception as error:
+        failure = _failure(error, log_dir, show_traceback)
         if show_traceback:
+            write_record(failure)
             raise
-        cause, remedy = explain(error) or _unexpected(error, log_dir)
-        sys.stderr.write(f'error: {_one_line(cause)}\nremedy: {_one_line(remedy)}\n')
+        report(failure)
         return USER_ERROR
-    return 0
+
+
+def _failure(error: Exception, log_dir: str | Path | None, show_traceback: bool) -> Failure:
+    cause, remedy = explain(error) or (
+        (last_line(error), 'the traceback is above') if show_traceback else _unexpected(error, log_dir)
+    )
+    return Failure(
+        _one_line(cause),
+        _one_line(remedy),
+        follows=is_consequence(error),
+        checkpoint=checkpoint_of(error),
+        shown=show_traceback,
+    )
 
 
 def _one_line(text: str) -> str:
@@ -56,7 +71,9 @@ def _unexpected(error: Exception, log_dir: str | Path | None) -> tuple[str, str]
 
 
 def _save(text: str, log_dir: str | Path | None) -> Path:
-    name = f'error-{time.strftime("%Y%m%d-%H%M%S")}.txt'
+    rank = own_rank()
+    who = '' if rank is None else f'-rank{rank}'
+    name = f'error-{time.strftime("%Y%m%d-%H%M%S")}{who}.txt'
     # The work dir itself may be the problem.
     with contextlib.suppress(OSError):
         if log_dir is not None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 
 from dense.compat.checkpoints import handed_over
@@ -22,12 +22,15 @@ from dense.console.output import notice, quiet_libraries
 from dense.cpu.device import describe_device, prepare_determinism
 from dense.data.check import check_paths, fit_classes, read_checked
 from dense.data.run_inputs import RunInputs
+from dense.distributed.agreement import check_agreement, code_facts, config_facts
+from dense.distributed.join import join_processes
 from dense.engine.config import find_config, load_config
+from dense.engine.restart import newest_of_run, note_new_run, resume_if_restarted
 from dense.engine.resume import find_start
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
-from dense.engine.runner import DenseRunner, join_processes
+from dense.engine.runner import DenseRunner
 from dense.engine.signals import stop_request
-from dense.errors import UserError
+from dense.errors import UserError, name_checkpoint
 
 __all__ = ['find_config', 'load_config', 'test', 'train']
 
@@ -46,15 +49,23 @@ def train(cfg: Config) -> Runner:
     """
     cfg = copy.deepcopy(cfg)
     with quiet_libraries():
-        join_processes(cfg.launcher)
+        join_processes(cfg)
         inputs = _checked_inputs(cfg, ('train', 'val'))
+        resume_if_restarted(cfg)
         start, read = find_start(cfg)
+        _check_agreement(cfg, {'steps done': str(start.iter), 'epochs done': str(start.epoch)})
+        note_new_run(cfg)
         add_run_defaults(cfg, replace(inputs, start=start))
         runner = _build_runner(cfg)
         if cfg.get('resume'):
             notice(f'continuing {cfg.load_from} after {start.iter} steps')
-        with handed_over(read), stop_request() as runner.stop_request:
-            runner.train()
+        try:
+            with handed_over(read), stop_request() as runner.stop_request:
+                runner.train()
+        except Exception as error:
+            newest = newest_of_run(cfg.work_dir)
+            name_checkpoint(error, None if newest is None else str(newest))
+            raise
     return runner
 
 
@@ -86,14 +97,20 @@ def test(
         raise UserError(f'checkpoint not found: {checkpoint}', 'give the file that training saved (*.pth)')
     cfg.load_from, cfg.resume = str(checkpoint), False
     with quiet_libraries():
-        join_processes(cfg.launcher)
+        join_processes(cfg)
         inputs = _checked_inputs(cfg, ('test',))
+        _check_agreement(cfg, {})
         add_test_defaults(cfg, inputs, show_dir=None if show_dir is None else str(show_dir), tta=tta)
         metrics = {name: float(value) for name, value in _build_runner(cfg).test().items()}
     if out is not None and is_main_process():
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(metrics, indent=2) + '\n')
     return metrics
+
+
+def _check_agreement(cfg: Config, start: dict[str, str]) -> None:
+    if get_world_size() > 1:
+        check_agreement({'code': code_facts(cfg), 'config': config_facts(cfg), 'start': start})
 
 
 def _checked_inputs(cfg: Config, splits: tuple[str, ...]) -> RunInputs:

@@ -4,9 +4,7 @@ import functools
 import inspect
 import logging
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +14,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dense.data.loading import limit_threads
+from dense.distributed.parent import end_with_parent
 
 LOADER_KEYS = {name for name in inspect.signature(DataLoader.__init__).parameters if name != 'self'}
-PARENT_CHECK_INTERVAL = 1.0  # seconds
 _ONLY_WITH_PROCESSES = ('persistent_workers', 'prefetch_factor', 'multiprocessing_context', 'timeout')
 
 
@@ -62,22 +60,15 @@ def start_process(then: Callable[[int], None] | None, worker_id: int) -> None:
         for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # for the threads that start from here, too
-    threading.Thread(target=_end_with_parent, name='end with parent', daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_with_parent(parent.pid, parent.is_alive, _is_ended_by)
     limit_threads(worker_id)
     if then is not None:
         then(worker_id)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    # Read before the fork, so that a parent that died in between is noticed too. On Windows the number does not change.
-    while parent is not None and parent.is_alive() and (os.name != 'posix' or os.getppid() == parent.pid):
-        if _is_ended_by(parent.pid, PARENT_CHECK_INTERVAL):
-            break
-    os._exit(1)
-
-
-def _is_ended_by(parent: int | None, seconds: float) -> bool:
+def _is_ended_by(parent: int, seconds: float) -> bool:
     """Wait for some time; return whether the parent asked this process to end meanwhile."""
     if not hasattr(signal, 'sigtimedwait'):  # not Linux
         time.sleep(seconds)

@@ -18,6 +18,7 @@ OTHER_KEYS = {
     'custom_imports', 'model_wrapper_cfg', 'compile', 'tta_model', 'tta_pipeline', 'data_root', 'max_unreadable',
     'save_every', 'on_nonfinite', 'sync_bn', 'find_unused_parameters', 'winograd', 'cfg_options',
 }  # fmt: skip
+DIST_KEYS = {'backend', 'timeout', 'init_backend'}  # how the processes of a run are connected
 WORDS = {'true': True, 'false': False, 'none': None}
 
 
@@ -92,6 +93,8 @@ def _check_new(key: str, parts: list[str], depth: int, node: Any) -> None:
     is_loader = depth == 1 and parts[0].endswith('_dataloader')
     if is_loader and is_last and parts[1] in LOADER_KEYS:
         return
+    if parts[:depth] == ['env_cfg', 'dist_cfg'] and is_last and parts[2] in DIST_KEYS:
+        return
     place = '.'.join(parts[:depth]) or 'the config'
     allowed = set(node.keys()) | (RUN_KEYS if depth == 0 else LOADER_KEYS if is_loader else set())
     raise UserError(f'unknown config key {key}: {place} has no {parts[depth]!r}', did_you_mean(parts[depth], allowed))
@@ -108,6 +111,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
         *parents, last = [int(part) if part.isdigit() else part for part in key.split('.')]
         node: Any = cfg
         for part in parents:
+            if isinstance(node, dict | Config) and part not in node:
+                node[part] = ConfigDict()
             # Validation and test data are often one object; an option for one must not change the other.
             node[part] = copy.copy(node[part])
             node = node[part]

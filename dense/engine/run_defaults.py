@@ -8,7 +8,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-import dense.visualization.hook  # noqa: F401  (registers its hook)
+import dense.distributed.agreement
+import dense.visualization.hook  # noqa: F401  (both register a hook)
 from dense.cpu.defaults import set_cpu_defaults
 from dense.data.run_inputs import RunInputs
 from dense.engine.precision import fit_precision
@@ -43,6 +44,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     _replace_checkpoint_hook(cfg)
     _add_hooks(
         cfg,
+        dict(type='SameDataHook'),
         dict(type='SeededStepHook', seed=seed),
         dict(type='AccumulationHook'),
         dict(type='StopHook', save_every=cfg.get('save_every')),
@@ -74,7 +76,13 @@ def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = 
         _use_tta(cfg)
     cfg.test_dataloader.dataset = _checked(inputs, cfg.test_dataloader.dataset, True)
     _replace_checkpoint_hook(cfg)
-    _add_hooks(cfg, dict(type='CheckedDataHook'), dict(type='CheckpointMatchHook'), dict(type='ProgressBarHook'))
+    _add_hooks(
+        cfg,
+        dict(type='SameDataHook'),
+        dict(type='CheckedDataHook'),
+        dict(type='CheckpointMatchHook'),
+        dict(type='ProgressBarHook'),
+    )
     if show_dir is not None:
         _add_hooks(cfg, dict(type='PictureHook', out_dir=show_dir))
 

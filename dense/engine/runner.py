@@ -12,21 +12,20 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from torch import distributed, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.fast.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
+from dense.distributed.join import WITHOUT_NETWORK
 from dense.engine.accumulation import gather_open_update
 from dense.engine.content import collect
 from dense.engine.disk_space import lose_rows
 from dense.engine.loaders import build_loader
 from dense.engine.writer import CheckpointWriter
 from dense.errors import UserError
-
-WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes communicate through Gloo
 
 
 @RUNNERS.register_module()
@@ -173,13 +172,3 @@ class DenseRunner(Runner):
             group['lr'] *= images / base
         rate = self.cfg.optim_wrapper.optimizer.lr
         notice(f'learning rate {rate:g} for {base} images per step becomes {rate * images / base:g} for {images}')
-
-
-def join_processes(launcher: str) -> None:
-    """Connect the processes of a distributed run where there is no GPU; with GPUs MMEngine does it.
-
-    Args:
-        launcher: ``'none'``, or what started the processes. Only ``'pytorch'`` works without GPUs.
-    """
-    if launcher == 'pytorch' and run_device() in WITHOUT_NETWORK and not distributed.is_initialized():
-        distributed.init_process_group('gloo')

@@ -9,7 +9,7 @@ schedules; what a task needs imported, in `det.py` and `seg.py`.
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    dist_cfg=dict(backend='nccl', timeout=1800),  # seconds that a process waits for the others
 )
 vis_backends = [dict(type='LocalVisBackend')]
 
