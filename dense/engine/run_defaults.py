@@ -31,6 +31,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
+    loader.sampler = dict(type='mmengine.whole_order', sampler=loader.sampler, seed=seed)
     loader.batch_sampler = dict(
         type='mmengine.SeededBatchSampler',
         inner=loader.get('batch_sampler'),
@@ -44,6 +45,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     _add_hooks(
         cfg,
         dict(type='SeededStepHook', seed=seed),
+        dict(type='GlobalBatchHook'),
         dict(type='AccumulationHook'),
         dict(type='DueValidationHook'),
         dict(type='FiniteLossHook'),

@@ -15,6 +15,7 @@ from backbones.fast.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
+from dense.cpu.sync_norm import sync_by_gloo
 from dense.engine.accumulation import gather_open_update
 from dense.engine.loaders import build_loader
 
@@ -56,8 +57,10 @@ class DenseRunner(Runner):
             model: The model.
         """
         num_sync = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        if num_sync and not (self.distributed and torch.cuda.is_available()):
-            notice(f'SyncBN needs several GPUs: its {num_sync} layers are plain BN in this run')
+        if num_sync and self.distributed and not torch.cuda.is_available():
+            sync_by_gloo(model)
+        elif num_sync and not self.distributed:
+            notice(f'SyncBN needs several processes: its {num_sync} layers are plain BN in this run')
             model = revert_sync_batchnorm(model)
         if model_wrapper_cfg is None and self.distributed and run_device() in WITHOUT_NETWORK:
             # The default wrapper names a GPU.
