@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 STEP, SAMPLE = 1, 2  # keep the two streams apart
+REGIONS, BATCH = 1, 2  # what draws within a step: region samplers, mixing of images
 ANY_RANK = 0  # stands where a rank stood once; runs of one process keep their numbers
 
 

@@ -17,7 +17,7 @@ class GlooSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             kept = self.running_mean, self.running_var
             return functional.batch_norm(input, *kept, self.weight, self.bias, not use_own, self._momentum(), self.eps)
         dims = [0, *range(2, input.ndim)]
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = x.new_tensor([x.numel() / x.shape[1]])
         total, count = all_reduce(torch.cat([x.sum(dims), count])).split([x.shape[1], 1])
         mean = total / count
@@ -56,5 +56,5 @@ def sync_by_gloo(model: nn.Module) -> None:
         model: Parameters, buffers and their names stay.
     """
     for module in model.modules():
-        if type(module) is nn.SyncBatchNorm:
+        if isinstance(module, nn.SyncBatchNorm):  # or that of mmcv, which only checks shapes otherwise
             module.__class__ = GlooSyncBatchNorm

@@ -54,7 +54,8 @@ class GlobalLosses:
         flat = [(name, loss) for name, values in output.items() for loss in _as_list(values)]
         self._check([name for name, _ in flat])
         losses = self._scale([loss for _, loss in flat])
-        means = all_reduced(torch.stack([loss.detach().float().mean() for loss in losses])) / get_world_size()
+        own = torch.stack([loss.detach().to(_precise(losses[0].dtype)).mean() for loss in losses])
+        means = all_reduced(own) / get_world_size()
         # The value of the global batch, the gradient of this process's part of it.
         shown = iter([loss + (mean - loss.mean()).detach() for loss, mean in zip(losses, means, strict=True)])
         return {
@@ -67,7 +68,7 @@ class GlobalLosses:
         self._counts.clear()
         if not table:
             return losses
-        own = torch.tensor(table, dtype=torch.float32).to(losses[0].device)
+        own = torch.tensor(table, dtype=_precise(losses[0].dtype)).to(losses[0].device)
         count, called, by_factor = all_reduced(own).unbind(1)
         # A head without positive samples leaves losses out. Where it divides by rows, it has none of them. A factor,
         # such as the number of sampled regions, it would have had like the others.
@@ -112,6 +113,10 @@ class _Marked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0], None
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _as_list(values: Any) -> list[Tensor]:

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from dense.randomness import current_step, randomness_at
+from dense.randomness import REGIONS, current_step, randomness_at
 
 _ELEMENTS = (nn.Dropout,)
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -57,7 +57,7 @@ class _PlacedSample:
         rank, world_size = get_dist_info()
         place = self._calls * world_size + rank
         self._calls += 1
-        with randomness_at(self._number, place):
+        with randomness_at(REGIONS, self._number, place):
             return self._sample(*args, **kwargs)
 
 

@@ -17,6 +17,7 @@ from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
 from dense.cpu.sync_norm import sync_by_gloo
 from dense.engine.accumulation import gather_open_update
+from dense.engine.by_size import predict_by_size
 from dense.engine.loaders import build_loader
 
 WITHOUT_NETWORK = ('cpu', 'mps')  # devices whose processes communicate through Gloo
@@ -50,12 +51,13 @@ class DenseRunner(Runner):
         return build_loader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
+        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where there is one.
 
         Args:
             model_wrapper_cfg: Config of the wrapper; MMEngine's default if None.
             model: The model.
         """
+        predict_by_size(model)
         num_sync = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
         if num_sync and self.distributed and not torch.cuda.is_available():
             sync_by_gloo(model)
