@@ -191,5 +191,5 @@ def test_an_epoch_holds_whole_updates():
     assert list(DATA_SAMPLERS.build(build)) == [list(range(i, i + 4)) for i in range(0, 28, 4)]
     batches = DATA_SAMPLERS.build(dict(build, accumulative_counts=3))
     assert len(batches) == len(list(batches)) == 6
-    with pytest.raises(UserError, match=r'an update takes 8 x 4 images, but the training data has 29 '):
+    with pytest.raises(UserError, match=r'an update takes 8 x 4 images, but the training data has 29\n'):
         DATA_SAMPLERS.build(dict(build, accumulative_counts=8))

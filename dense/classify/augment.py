@@ -1,15 +1,18 @@
 """Augments a whole training batch: mixup, cutmix, random erasing, label smoothing, in this order.
 
-timm does each of them, on the device of the batch. The random numbers come from the generators that every training
-step seeds again (:class:`dense.engine.hooks.SeededStepHook`), so a resumed run draws the same ones.
+timm does each of them, on the device of the batch. The random numbers are seeded by the step and by the images' place
+in the global batch (:func:`dense.randomness.randomness_at`), so a resumed run draws the same ones.
 """
 
+import torch
+from mmengine.dist import get_dist_info
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional
 
 from dense.errors import UserError
+from dense.randomness import BATCH, randomness_at
 
 
 class BatchAugment:
@@ -21,6 +24,9 @@ class BatchAugment:
         mixup: Both parameters of the beta distribution that mixup draws its weight from; 0 for no mixup.
         cutmix: The same for cutmix; 0 for no cutmix. With both, each batch gets one of them, half the time each.
         erase_prob: Probability that a rectangle of an image becomes noise.
+        group: Images that are mixed among each other with one weight. By default those of a process, as in timm's
+            script; the result then depends on the number of processes. A number that divides the batch of each process
+            makes it independent.
 
     Raises:
         UserError: A value is out of its range.
@@ -34,6 +40,7 @@ class BatchAugment:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         erase_prob: float = 0.0,
+        group: int | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1 or not 0 <= erase_prob <= 1 or mixup < 0 or cutmix < 0:
             raise UserError(
@@ -44,6 +51,7 @@ class BatchAugment:
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.erase_prob = erase_prob
+        self.group = group
         self.mix: Mixup | None = None
         if mixup > 0 or cutmix > 0:
             self.mix = Mixup(
@@ -63,6 +71,17 @@ class BatchAugment:
         Raises:
             UserError: Images are mixed in pairs, but their number is odd.
         """
+        # Every n-th image makes a group, so that the groups of all processes are those of one.
+        number = len(images) // self.group if self.group and len(images) % self.group == 0 else 1
+        rank, world_size = get_dist_info()
+        parts = []
+        for place in range(number):
+            with randomness_at(BATCH, place * world_size + rank):
+                parts.append(self._augment(images[place::number], labels[place::number]))
+        images, targets = (torch.stack(tensors, 1).flatten(0, 1) for tensors in zip(*parts, strict=True))
+        return images, targets
+
+    def _augment(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.mix is None:
             targets = functional.one_hot(labels, self.num_classes).to(images.dtype)
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes

@@ -18,7 +18,7 @@ class WholeUpdates:
 
     Args:
         sampler: Order of the samples.
-        batch_size: Samples per batch and process.
+        batch_size: Samples per batch; in a run, of all processes together.
         accumulative_counts: Batches per update, as in ``optim_wrapper``.
 
     Raises:
@@ -31,8 +31,7 @@ class WholeUpdates:
         if self.num_batches == 0:
             number = len(sampler) if isinstance(sampler, Sized) else 0
             raise UserError(
-                f'an update takes {accumulative_counts} x {batch_size} images, but the training data has {number}'
-                ' for each process',
+                f'an update takes {accumulative_counts} x {batch_size} images, but the training data has {number}',
                 'reduce train_dataloader.batch_size or optim_wrapper.accumulative_counts and that of the batch sampler',
             )
 

@@ -1,7 +1,13 @@
-"""Chooses the samples of a training step and their random augmentation by the seed and the step alone."""
+"""Chooses the samples of a training step and their random augmentation by the seed and the step alone.
 
-from collections.abc import Iterator
+Legend: W processes; B samples per batch and process; W * B samples make a step, the *global batch*. The global batches
+are those that one process with batches of W * B would form, whatever W is. Process r gets every W-th sample of each,
+from the r-th on: place p of its batch is place p * W + r of the global batch, as MMEngine's samplers deal samples out.
+"""
+
+from collections.abc import Iterator, Sized
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
@@ -24,14 +30,30 @@ class Draw(NamedTuple):
 
 
 @DATA_SAMPLERS.register_module()
-class SeededBatchSampler:
-    """Yields the batches of another sampler, with the number of each draw, starting at any step of the run.
+def whole_order(dataset: Sized, sampler: dict[str, Any], seed: int) -> Any:
+    """Build a sampler that yields the samples of all processes, as it would in a run of one process.
 
     Args:
-        sampler: Order of the samples; shuffled by its own seed and epoch.
-        batch_size: Samples per batch and process.
+        dataset: What it draws from.
+        sampler: Its config.
+        seed: Of the run; the same in every process.
+    """
+    # MMEngine's samplers, and mmdet's, ask for their rank once, when they are built.
+    with patch('mmengine.dist.utils.is_distributed', return_value=False):
+        return DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+
+
+@DATA_SAMPLERS.register_module()
+class SeededBatchSampler:
+    """Yields this process's share of the global batches, with the number of each draw, starting at any step of the run.
+
+    A last global batch of an epoch that is not full is filled up to a multiple of W with its own first samples.
+
+    Args:
+        sampler: Order of the samples of all processes (:func:`whole_order`); shuffled by its own seed and epoch.
+        batch_size: B.
         inner: Config of another batch sampler that groups the samples; if None, plain groups in the sampler's order.
-        drop_last: Without ``inner``: leave out a last batch that is not full.
+        drop_last: Without ``inner``: leave out a last global batch that is not full.
         start_epoch: Epoch in which the run continues; 0 in a run that counts only iterations.
         start_iter: Steps already made.
     """
@@ -45,17 +67,18 @@ class SeededBatchSampler:
         start_epoch: int = 0,
         start_iter: int = 0,
     ) -> None:
+        self._rank, self._world_size = get_dist_info()
         self.sampler = sampler
         self.batch_size = batch_size
+        self.global_batch_size = batch_size * self._world_size
         self.inner = (
-            BatchSampler(sampler, batch_size, drop_last)
+            BatchSampler(sampler, self.global_batch_size, drop_last)
             if inner is None
-            else DATA_SAMPLERS.build(inner, default_args=dict(sampler=sampler, batch_size=batch_size))
+            else DATA_SAMPLERS.build(inner, default_args=dict(sampler=sampler, batch_size=self.global_batch_size))
         )
         self.epoch = start_epoch
         self.step = start_iter
         self._to_skip = max(0, start_iter - start_epoch * len(self.inner))
-        self._rank, self._world_size = get_dist_info()
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -79,9 +102,14 @@ class SeededBatchSampler:
             if self._to_skip > 0:
                 self._to_skip -= 1
                 continue
-            first = (self.step * self._world_size + self._rank) * self.batch_size
+            first = self.step * self.global_batch_size
             self.step += 1
-            yield [Draw(index, first + place) for place, index in enumerate(indices)]
+            yield [Draw(index, first + place) for place, index in self._own_share(indices)]
+
+    def _own_share(self, indices: list[int]) -> list[tuple[int, int]]:
+        """Return places in the global batch and the samples there."""
+        filled = [indices[i % len(indices)] for i in range(len(indices) + -len(indices) % self._world_size)]
+        return list(enumerate(filled))[self._rank :: self._world_size]
 
 
 @DATASETS.register_module()

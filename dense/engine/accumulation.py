@@ -47,11 +47,11 @@ class AccumulationHook(Hook):
             return
         if states is None:
             _check_no_update_is_open(runner)
-        elif len(states) != get_world_size():
-            raise _other_setting(runner, 'processes', len(states), get_world_size())
         else:
+            # In another number of processes each gets the mean: what counts is the mean over all processes at the end.
+            state = states[get_rank()] if len(states) == get_world_size() else _mean(states)
             for name, wrapper in _wrappers(runner):
-                _restore(runner, wrapper, states[get_rank()].get(name))
+                _restore(runner, wrapper, state.get(name))
 
 
 def gather_open_update(runner: Any) -> list[dict[str, Any]] | None:
@@ -84,6 +84,15 @@ def _state(wrapper: OptimWrapper) -> dict[str, Any]:
         done=wrapper.inner_count,
         gradients={place: gradient.detach().cpu().clone() for place, gradient in gradients.items()},
     )
+
+
+def _mean(states: list[dict[str, Any]]) -> dict[str, Any]:
+    mean = {name: dict(state, gradients={}) for name, state in states[0].items()}
+    for name, state in mean.items():
+        each = [other[name]['gradients'] for other in states]
+        for place in each[0]:
+            state['gradients'][place] = torch.stack([gradients[place] for gradients in each]).mean(0)
+    return mean
 
 
 def _restore(runner: Any, wrapper: OptimWrapper, state: dict[str, Any] | None) -> None:

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from dense.console.output import notice
 from dense.data.check_samples import check_samples
 from dense.errors import UserError
-from dense.randomness import STEP, seed_generators
+from dense.randomness import end_step, start_step
 
 MIN_UNREADABLE = 10
 
@@ -35,8 +35,12 @@ class SeededStepHook(Hook):
             loop.dataloader_iterator = _PlacedBatches(loop.dataloader_iterator, loop.iter)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the generators."""
-        seed_generators((self.seed, STEP, runner.rank, runner.iter))
+        """Seed the generators, in all processes alike."""
+        start_step(self.seed, runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """End the step."""
+        end_step()
 
 
 class _PlacedBatches:

@@ -32,6 +32,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
+    loader.sampler = dict(type='mmengine.whole_order', sampler=loader.sampler, seed=seed)
     loader.batch_sampler = dict(
         type='mmengine.SeededBatchSampler',
         inner=loader.get('batch_sampler'),
@@ -46,6 +47,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         cfg,
         dict(type='SameDataHook'),
         dict(type='SeededStepHook', seed=seed),
+        dict(type='GlobalBatchHook'),
         dict(type='AccumulationHook'),
         dict(type='StopHook', save_every=cfg.get('save_every')),
         dict(type='DueValidationHook'),

@@ -19,8 +19,10 @@ from backbones.fast.winograd import use_winograd
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
+from dense.cpu.sync_norm import sync_by_gloo
 from dense.distributed.join import WITHOUT_NETWORK
 from dense.engine.accumulation import gather_open_update
+from dense.engine.by_size import predict_by_size
 from dense.engine.content import collect
 from dense.engine.disk_space import lose_rows
 from dense.engine.loaders import build_loader
@@ -66,15 +68,18 @@ class DenseRunner(Runner):
         return build_loader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where it cannot work.
+        """Move the model to its device and wrap it for several processes; SyncBN becomes BN where there is one.
 
         Args:
             model_wrapper_cfg: Config of the wrapper; MMEngine's default if None.
             model: The model.
         """
+        predict_by_size(model)
         num_sync = sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        if num_sync and not (self.distributed and torch.cuda.is_available()):
-            notice(f'SyncBN needs several GPUs: its {num_sync} layers are plain BN in this run')
+        if num_sync and self.distributed and not torch.cuda.is_available():
+            sync_by_gloo(model)
+        elif num_sync and not self.distributed:
+            notice(f'SyncBN needs several processes: its {num_sync} layers are plain BN in this run')
             model = revert_sync_batchnorm(model)
         if model_wrapper_cfg is None and self.distributed and run_device() in WITHOUT_NETWORK:
             # The default wrapper names a GPU.
