@@ -26,7 +26,9 @@ def end_with_parent(
             process to end.
     """
     known = os.getppid() if pid is None else pid
-    threading.Thread(target=_watch, args=(known, is_alive, is_told_to_end or _wait), name='end with parent', daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(known, is_alive, is_told_to_end or _wait), name='end with parent', daemon=True
+    ).start()
 
 
 def _watch(pid: int, is_alive: Callable[[], bool], is_told_to_end: Callable[[int, float], bool]) -> None:
