@@ -12,7 +12,7 @@ PIP := run() { $(PY) -m pip --disable-pip-version-check install "$$@" >> $(LOG) 
 # share once.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: venv demo test test-slow test-onedl coverage fuzz lint dist
+.PHONY: venv demo test test-slow test-breaking test-onedl coverage fuzz lint dist
 
 venv: $(STAMP)
 
@@ -31,10 +31,14 @@ demo: $(STAMP)
 	@$(PY) tools/demo.py
 
 test: $(STAMP)
-	@$(TEST) -m 'not slow'
+	@$(TEST) -m 'not slow and not breaking'
 
 test-slow: $(STAMP)
 	@$(TEST) -m slow
+
+# A hundred kills, and two hundred damaged files of each format: minutes.
+test-breaking: $(STAMP)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -m breaking
 
 .venv-onedl/.installed: $(STAMP) .ci/onedl_env.py
 	@$(PY) .ci/onedl_env.py .venv-onedl
@@ -44,7 +48,7 @@ test-onedl: .venv-onedl/.installed
 	@OMP_WAIT_POLICY=passive .venv-onedl/bin/python -m pytest -m smoke
 
 coverage: $(STAMP)
-	@$(TEST) -m 'not slow' --cov --cov-report=json
+	@$(TEST) -m 'not slow and not breaking' --cov --cov-report=json
 	@$(PY) .ci/coverage_by_room.py work_dirs/coverage.json
 
 # Ten minutes for each reader; `make fuzz FUZZ_SECONDS=60 FUZZ_READERS=images` for one of them, shortly.

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import safetensors.torch
 import torch
 from onnx import helper
-from onnx_files import ABOUT, METADATA, external_tensor, segmentor
+from onnx_files import METADATA, external_tensor, sealed, segmentor
 
 from backbones import FasterNet, checksums
 from backbones.serialization import CheckpointError, load_file
@@ -21,7 +20,7 @@ from backbones.weights import load_pretrained
 from dense.errors import UserError
 from dense.predict.exported import ExportedModel
 from dense.predict.onnx_file import read_properties
-from dense.predict.seal import EMPTY, KEY, SEALED, seal
+from dense.predict.seal import KEY, SEALED
 
 STATE = dict(a=torch.arange(600.0), b=torch.ones(3, 5))
 
@@ -93,15 +92,6 @@ def test_weights_for_a_backbone_are_compared(tmp_path: Path) -> None:
     path.write_bytes(flipped(path.read_bytes(), path.stat().st_size - 1))
     with pytest.raises(CheckpointError, match='damaged'):
         load_pretrained(backbone, path)
-
-
-def sealed(path: Path, *others: Path, extra: tuple[Any, ...] = ()) -> Path:
-    segmentor(path, about=dict(ABOUT, **{SEALED: True}), extra=extra)
-    model = onnx.load(path, load_external_data=False)
-    helper.set_model_props(model, {**{prop.key: prop.value for prop in model.metadata_props}, KEY: EMPTY})
-    path.write_bytes(model.SerializeToString())
-    seal(path, others)
-    return path
 
 
 def test_every_byte_of_an_exported_file_counts(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Does a run that is told to stop save first, and does it then go on as if nothing had happened?"""
 
 import copy
+import functools
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from toy_run import run_in_two_processes, same_end, toy_config
+from toy_run import run_in_two_processes, same_end, toy_config, two_processes
 
 from dense.console import main
 from dense.engine import signals
@@ -86,29 +90,43 @@ MOMENTS = {
 }
 
 
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool, bool], Config]:
+    """Function (counted in epochs, saved by epoch) -> config of a run that has ended; each runs once."""
+
+    @functools.cache
+    def run(epochs: bool, by_epoch: bool) -> Config:
+        cfg = config(tmp_path_factory.mktemp('whole'), hooks=(EMA,), epochs=epochs)
+        cfg.default_hooks.checkpoint.by_epoch = by_epoch
+        train(cfg)
+        return cfg
+
+    return run
+
+
 @pytest.mark.parametrize('moment', MOMENTS)
 @pytest.mark.parametrize('epochs', [False, True], ids=['steps', 'epochs'])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(moment: str, epochs: bool, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    moment: str, epochs: bool, tmp_path: Path, undisturbed: Callable[[bool, bool], Config]
+) -> None:
     what, sent, stopped = MOMENTS[moment]
     if epochs and what == 'validation':
         sent = stopped = 5 if sent == 4 else 10
-    whole = config(tmp_path / 'whole', hooks=(EMA,), epochs=epochs)
-    whole.default_hooks.checkpoint.by_epoch = epochs and what == 'validation'
-    train(whole)
+    whole = undisturbed(epochs, epochs and what == 'validation')
     cfg = copy.deepcopy(whole)
-    cfg.work_dir = str(tmp_path / 'stopped')
+    cfg.work_dir = str(tmp_path)
     again = copy.deepcopy(cfg)
     cfg.custom_hooks.append(dict(type='SignalHook', moment=what, step=sent))
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunStopped):
         train(cfg)
     assert signal.getsignal(signal.SIGTERM) is handler
-    (newest,) = [path for path in (tmp_path / 'stopped').glob('*.pth') if steps_of(path) == stopped]
-    assert (tmp_path / 'stopped' / 'last_checkpoint').read_text() == str(newest)
+    (newest,) = [path for path in tmp_path.glob('*.pth') if steps_of(path) == stopped]
+    assert (tmp_path / 'last_checkpoint').read_text() == str(newest)
     again.resume = True
     train(again)
-    same_end(tmp_path / 'stopped', tmp_path / 'whole')
-    assert rows(tmp_path / 'stopped') == rows(tmp_path / 'whole'), 'validations, too'
+    same_end(tmp_path, Path(whole.work_dir))
+    assert rows(tmp_path) == rows(Path(whole.work_dir)), 'validations, too'
 
 
 def steps_of(path: Path) -> int:
@@ -254,6 +272,50 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
         assert {json.loads((tmp_path / f'{name}-{rank}.json').read_text()) for rank in (0, 1)} == {int(signal.SIGTERM)}
         same_end(tmp_path / name, tmp_path / 'whole')
         assert rows(tmp_path / name) == rows(tmp_path / 'whole')
+
+
+LAUNCHED = """
+import os, sys, time
+from pathlib import Path
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from toy_run import toy_config
+from dense.console import main
+from dense.engine.launch import train
+work_dir, rank = Path({work_dir!r}), os.environ['RANK']
+
+@HOOKS.register_module()
+class Slow(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        time.sleep(0.05)
+        if runner.iter == 10:
+            (work_dir / f'ready-{{rank}}').touch()
+
+cfg = toy_config(work_dir / 'run', steps=2000, launcher='pytorch', custom_hooks=[dict(type='Slow')])
+cfg.default_hooks.checkpoint.interval = cfg.train_cfg.val_interval = 2000
+status = main.run(lambda: train(cfg))
+(work_dir / f'status-{{rank}}').write_text(str(status))
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_stops_and_saves(tmp_path: Path) -> None:
+    """As Slurm and a terminal send it: to the launcher, and to every process, too."""
+    command = two_processes(tmp_path, LAUNCHED.format(work_dir=str(tmp_path)))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        while not all((tmp_path / f'ready-{rank}').exists() for rank in (0, 1)):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()[-3000:]
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert [(tmp_path / f'status-{rank}').read_text() for rank in (0, 1)] == ['75', '75']
+    (path,) = (tmp_path / 'run').glob('*.pth')
+    assert steps_of(path) >= 10
 
 
 def test_a_checkpoint_every_so_many_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,10 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         dict(type='SeededStepHook', seed=seed),
         dict(type='GlobalBatchHook'),
         dict(type='AccumulationHook'),
+        dict(type='SameBuffersHook'),  # all processes take part, also in a validation that is given up at once
         dict(type='StopHook', save_every=cfg.get('save_every')),
         dict(type='DueValidationHook'),
         dict(type='FiniteLossHook', on_nonfinite=cfg.get('on_nonfinite', 'stop')),
-        dict(type='SameBuffersHook'),
         dict(type='CheckedDataHook', max_unreadable=cfg.get('max_unreadable')),
         dict(type='CheckpointMatchHook', fine_tune=not cfg.get('resume')),
         dict(type='DataWaitHook'),

@@ -1,5 +1,6 @@
 """Decides when checkpoints are saved and which are kept; a full disk does not end a run."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from dense.console.output import notice
-from dense.engine.atomic import ATOMIC, sweep
+from dense.engine.atomic import ATOMIC, AtomicBackend, sweep
 from dense.engine.checkpoint import from_plain, to_plain
 from dense.engine.disk_space import check_space
 from dense.errors import UserError
 
 EXTRA = 'extra_ckpt'  # of the message hub: name of the newest file saved between two intervals
+REPLACED = 'replaced_ckpts'  # likewise: names of the files that go as soon as this one is written
 SCORE, PATH = 'best_score', 'best_ckpt'  # how its entries about the best checkpoint begin
 
 
@@ -57,11 +59,21 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume:
             self.saved_step, self._last_good = runner.iter, runner._load_from
             self.last_ckpt = self._last_good
+            if Path(str(self._last_good)).parent == Path(self.out_dir):
+                self._finish_last_save(runner)
         runner.writer.in_background = self.background and is_local
         if is_local and is_main_process():
             for path in sweep(self.out_dir):
                 runner.logger.info(f'removed {path}, which a killed run had left half-written')
             check_space(runner, self)
+
+    def _finish_last_save(self, runner: Any) -> None:
+        """Do what a run that was killed right after it wrote the checkpoint could not do any more."""
+        for name in runner.message_hub.runtime_info.get(REPLACED, ()):
+            self._remove(name)
+        if is_main_process():
+            with contextlib.suppress(OSError):  # what resumes a run finds its files without it
+                AtomicBackend().put(str(self._last_good).encode(), Path(runner.work_dir) / 'last_checkpoint')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Turn every object in the checkpoint into plain data."""
@@ -135,6 +147,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = self._backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.message_hub.update_info(EXTRA, name if is_extra else '')
+        waiting = (self._args or {}).get('waiting', ())
+        runner.message_hub.update_info(REPLACED, [Path(old).name for old in waiting])
         runner.writer.pointer = Path(runner.work_dir) / 'last_checkpoint'
         runner.save_checkpoint(
             self.out_dir,

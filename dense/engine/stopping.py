@@ -107,6 +107,7 @@ class StopHook(Hook):
         return int(wishes[0]), bool(wishes[1])
 
     def _leave_validation(self, runner: Any, *, is_last: bool) -> None:
+        """Save and stop if some process was asked to; ``is_last`` where this one has no batch left."""
         # Processes may have different numbers of batches. Each takes part in one agreement: at its last batch, or at
         # the first that finds that somebody was asked to stop.
         stop = self._request.signal

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from dense.predict.seal import EMPTY, KEY, SEALED, seal
+
 METADATA = 'inceptionnext-dense'
 ABOUT: dict[str, Any] = dict(
     task='labels',
@@ -35,6 +37,22 @@ def segmentor(path: Path, *, about: dict[str, Any] | str | None = ABOUT, extra: 
     # As outputs, so that nothing is left out as unused.
     outputs += [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in more]
     return _write(path, nodes, outputs, [item for item in extra if isinstance(item, TensorProto)], about)
+
+
+def sealed(path: Path, *others: Path, extra: tuple[Any, ...] = ()) -> Path:
+    """Write such a file with its hash in it.
+
+    Args:
+        path: The file.
+        *others: Files that it takes weights from.
+        extra: As in :func:`segmentor`.
+    """
+    segmentor(path, about=dict(ABOUT, **{SEALED: True}), extra=extra)
+    model = onnx.load(path, load_external_data=False)
+    helper.set_model_props(model, {**{prop.key: prop.value for prop in model.metadata_props}, KEY: EMPTY})
+    path.write_bytes(model.SerializeToString())
+    seal(path, others)
+    return path
 
 
 def detector(path: Path, *, masks: bool = True, scores: tuple[float, ...] = (0.9, 0.8, 0.1)) -> Path:

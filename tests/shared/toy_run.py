@@ -151,8 +151,8 @@ def same_end(work_dir: Path, other: Path) -> None:
     assert_equal(saved(end_of(work_dir)), saved(end_of(other)))
 
 
-def run_in_two_processes(folder: Path, body: str) -> None:
-    """Run a script in two processes that torchrun starts.
+def two_processes(folder: Path, body: str) -> list[str]:
+    """Write a script, and return the command with which torchrun starts it in two processes.
 
     Args:
         folder: Where the script is written.
@@ -160,6 +160,15 @@ def run_in_two_processes(folder: Path, body: str) -> None:
     """
     script, path = folder / 'run.py', [str(PROJECT), str(PROJECT / 'tests' / 'shared')]
     script.write_text(f'import sys\nsys.path[:0] = {path!r}\n{body}')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+
+
+def run_in_two_processes(folder: Path, body: str) -> None:
+    """Run a script in two processes that torchrun starts.
+
+    Args:
+        folder: As in :func:`two_processes`.
+        body: Likewise.
+    """
+    done = subprocess.run(two_processes(folder, body), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
