@@ -18,13 +18,17 @@ class UserError(ValueError):
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(f'{cause}\n{remedy}')
-        self.cause = cause
-        self.remedy = remedy
+        self.cause, self.remedy = _one_line(cause), _one_line(remedy)
+        super().__init__(f'{self.cause}\n{self.remedy}')
 
     def __reduce__(self) -> tuple[type['UserError'], tuple[str, str]]:
         # The default would rebuild it from the joined message, one argument short, in another process.
         return type(self), (self.cause, self.remedy)
+
+
+def _one_line(text: str) -> str:
+    """Return a text, which may hold anything from a file or a command line, as one line that a terminal can show."""
+    return ''.join(c if c.isprintable() else ' ' if c.isspace() else c.encode('unicode_escape').decode() for c in text)
 
 
 class RunStopped(KeyboardInterrupt):

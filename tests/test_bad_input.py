@@ -72,6 +72,23 @@ def empty_annotation(root: Path) -> list[str]:
     return []
 
 
+def nan_box(root: Path) -> list[str]:
+    path = root / 'instances_training.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'][2] = float('nan')
+    path.write_text(json.dumps(content))
+    return []
+
+
+def truncate(name: str, *pairs: str) -> Callable[[Path], list[str]]:
+    def damage(root: Path) -> list[str]:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
+        return list(pairs)
+
+    return damage
+
+
 def weights_only(root: Path) -> list[str]:
     torch.save({'state_dict': {}, 'meta': {}}, root / 'weights.pth')
     return ['--resume', str(root / 'weights.pth')]
@@ -214,8 +231,27 @@ TRAIN: dict[str, tuple[str, Callable[[Path], list[str]], str, str]] = {
     'loss not finite': (
         'seg',
         options('optim_wrapper.optimizer.lr=1e30', 'param_scheduler=[]', 'optim_wrapper.clip_grad=None'),
-        r'the loss of step \d is not finite: .*loss nan.*images \d.jpg',
-        r'lower the learning rate',
+        r'the loss of step \d is not finite: .*loss nan.* output that is not finite is .* backbone\..*images \d.jpg',
+        r'the state before it is in .*emergency_iter_\d.pth .*lower the learning rate',
+    ),
+    'loss of a detector not finite': (
+        'det',
+        options('optim_wrapper.optimizer.lr=1e30', 'param_scheduler=[]', 'optim_wrapper.clip_grad=None'),
+        r'the loss of step \d is not finite: .*loss_rpn.* that of \w+\..*images \d.jpg, \d.jpg',
+        r'emergency_iter_\d.pth .*lower the learning rate',
+    ),
+    'unknown choice for bad values': ('seg', options('on_nonfinite=never'), r"on_nonfinite is 'never'", r"'skip:N'"),
+    'NaN in a box': (
+        'det',
+        nan_box,
+        r'instances_training.json: 1 boxes hold NaN or infinity \(annotation 1 of 1.jpg\)',
+        r'export the annotation again',
+    ),
+    'truncated image in validation': (
+        'det',
+        truncate('images/validation/5.jpg', 'train_cfg.max_iters=1'),
+        r'cannot read .*validation/5.jpg: it is not an image, or it is damaged',
+        r'restore the file',
     ),
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from rich.console import Console
@@ -23,7 +24,7 @@ from dense.engine.atomic import AtomicBackend
 from dense.engine.checkpoint import from_plain, to_plain
 from dense.engine.finite import FiniteLossHook
 from dense.engine.launch import train
-from dense.engine.options import parse_options
+from dense.engine.options import apply_options, check_options, parse_options
 from dense.engine.resume import latest_checkpoint
 from dense.errors import UserError, did_you_mean
 from dense.randomness import own_randomness, seed_generators
@@ -315,3 +316,23 @@ VALUES = [
 def test_option_values(text: str, value: Any) -> None:
     (got,) = parse_options([text]).values()
     assert got == value and type(got) is type(value)
+
+
+ODD_OPTIONS = [
+    ['model=x', 'model.a=1'],
+    ['model={}', 'model.layers.0=1'],
+    ['model.layers.\u00b2=1'],
+    ['model.layers.' + '9' * 5000 + '=1'],
+    ['model.pair.0=1'],
+    ['mo\x0c\x00del=1'],
+]
+
+
+@pytest.mark.parametrize('pairs', ODD_OPTIONS, ids=lambda pairs: ascii(pairs)[:30])
+def test_options_that_have_no_place_are_errors_of_two_lines(pairs: list[str]) -> None:
+    cfg = Config(dict(model=dict(type='Net', layers=[1, 2], pair=(1, 2))))
+    options = parse_options(pairs)
+    with pytest.raises(UserError) as caught:
+        check_options(cfg, options)
+        apply_options(cfg, options)
+    assert len(str(caught.value).splitlines()) == 2

