@@ -151,7 +151,7 @@ def test_a_time_out_is_that_of_the_config(tmp_path: Path) -> None:
     assert wait_for(lambda: (tmp_path / 'run' / 'iter_5.pth').exists(), 120)
     begun.append(time.monotonic())
     assert process.wait(60) == 1
-    assert TIMEOUT - 2 < time.monotonic() - begun[0] < TIMEOUT + 10
+    assert TIMEOUT - 2 < time.monotonic() - begun[0] < TIMEOUT + 15
 
 
 def test_two_machines_train_as_one(tmp_path: Path, never_failed: dict[str, Any]) -> None:

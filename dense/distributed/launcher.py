@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from dense.console.failure import FOLDER, read_record, record_file
 from dense.cpu.cores import usable_cores
 from dense.distributed.children import end_all, exit_status, shell_status, wait_for
-from dense.distributed.first_failure import Failed, find_failed, first_failure
+from dense.distributed.first_failure import ECHO, Failed, find_failed, first_failure
 from dense.errors import UserError
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # passed on to the processes, which may save first
@@ -139,7 +140,10 @@ class Agent(LocalElasticAgent):
     def _has_said_why(self, pid: int) -> bool:
         """Tell whether a process has failed, if not ended: that may take seconds."""
         failure = read_record(record_file(self._folder, pid))
-        return failure is not None and not failure.follows and not failure.shown
+        if failure is None or failure.shown:
+            return False
+        # What follows from another failure waits a moment for that one's own word.
+        return not failure.follows or time.time() - failure.time > ECHO
 
     def _explain(self, failed: Sequence[Failed]) -> None:
         first, failure = first_failure(failed)
