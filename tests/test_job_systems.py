@@ -1,4 +1,4 @@
-"""Does the job script for Slurm start every machine alike, and put a job that saved and stopped back into the queue?
+"""Do the job script for Slurm and the recipe for a cloud start every machine alike, and continue what was stopped?
 
 Slurm's own programs are stand-ins here, which write down how they were called.
 """
@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from faults import PROJECT
 from processes import wait_for
+
+from dense.distributed import launcher
 
 SCRIPT = PROJECT / 'tools' / 'slurm_train.sh'
 SRUN = """#!{python} -S
@@ -98,3 +101,24 @@ def test_it_is_submitted_from_the_projects_folder(tmp_path: Path) -> None:
     assert process.wait(20) == 2 and process.stderr is not None
     first, second = process.stderr.read().splitlines()
     assert first.startswith('error: there is no ') and second.startswith('remedy: call sbatch in')
+
+
+@pytest.mark.parametrize('nodes, meeting', [('1', []), ('2', ['--nnodes', '2', '--rdzv-endpoint', '10.0.0.1:29500'])])
+def test_the_recipe_for_a_cloud_continues_what_lies_in_the_bucket(
+    nodes: str, meeting: list[str], tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load((PROJECT / 'docs' / 'recipes' / 'skypilot.yaml').read_text())
+    assert recipe['resources']['job_recovery']['recover_on_exit_codes'] == [launcher.STOPPED]
+    python = tmp_path / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > called\n')
+    python.chmod(0o755)
+    given = dict(SKYPILOT_NUM_NODES=nodes, SKYPILOT_NODE_IPS='10.0.0.1\n10.0.0.2', SKYPILOT_NUM_GPUS_PER_NODE='8')
+    env = {**os.environ, **recipe['envs'], **given}
+    subprocess.run(['bash', '-eu', '-c', recipe['run']], cwd=tmp_path, env=env, check=True, timeout=20)
+    called = (tmp_path / 'called').read_text().splitlines()
+    name = Path(recipe['envs']['CONFIG']).stem
+    assert called == [
+        'tools/train.py', recipe['envs']['CONFIG'], '--data-root', '/data', '--work-dir', f'/runs/{name}',
+        '--resume-if-any', '--gpus', '8', '--max-restarts', '3', *meeting,
+    ]  # fmt: skip
