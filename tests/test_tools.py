@@ -74,7 +74,7 @@ def test_every_command_is_thin() -> None:
     assert max(lines.values()) <= 100, lines
 
 
-@pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])
+@pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
 def test_scripts_say_how_they_are_used(name: str) -> None:
     done = subprocess.run([str(PROJECT / 'tools' / name)], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('usage:')

@@ -14,6 +14,7 @@ from pathlib import Path
 
 FOLDER = 'DENSE_FAILURES'  # environment variable: where our launcher looks for what a process left
 TORCHRUN_FILE = 'TORCHELASTIC_ERROR_FILE'  # torchrun's, set if it was asked to keep logs
+KEEPS_STORE = 'TORCHELASTIC_USE_AGENT_STORE'  # torchrun's: its own process keeps the store of the run
 STORE_PATIENCE = timedelta(seconds=5)
 
 
@@ -105,11 +106,11 @@ def read_record(path: Path) -> Failure | None:
 
 def _is_first() -> bool:
     """Tell whether no other process of this start of the run has failed before; True if nobody can be asked."""
+    if os.environ.get(KEEPS_STORE) != 'True':
+        return True
     from torch.distributed import TCPStore
 
-    address, port = os.environ.get('MASTER_ADDR'), os.environ.get('MASTER_PORT')
-    if not address or not port:
-        return True
+    address, port = os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']
     start = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:
         store = TCPStore(address, int(port), is_master=False, timeout=STORE_PATIENCE)

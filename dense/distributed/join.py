@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist
 from torch import distributed
 
+from dense.console.failure import KEEPS_STORE
 from dense.cpu.device import run_device
 from dense.distributed.parent import end_with_parent
 from dense.errors import UserError
@@ -51,7 +52,7 @@ def _meeting_of_this_start(timeout: float) -> dict[str, Any]:
     The agent keeps one store for all starts of a run. Without a part of its own, a process that was started again
     would find, and wait for, the addresses of those that have ended.
     """
-    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+    if os.environ.get(KEEPS_STORE) != 'True':
         return {}
     size = int(os.environ['WORLD_SIZE'])
     store = distributed.TCPStore(

@@ -10,12 +10,13 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
@@ -23,8 +24,8 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from dense.console.failure import FOLDER, read_record, record_file
 from dense.cpu.cores import usable_cores
-from dense.distributed.children import end_all, exit_status, is_child, shell_status, wait_for
-from dense.distributed.first_failure import Failed, find_failed, first_failure
+from dense.distributed.children import end_all, exit_status, shell_status, wait_for
+from dense.distributed.first_failure import ECHO, Failed, find_failed, first_failure
 from dense.errors import UserError
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # passed on to the processes, which may save first
@@ -114,17 +115,19 @@ class Agent(LocalElasticAgent):
         return super()._start_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        ranks = {worker.id: worker.global_rank for worker in worker_group.workers if is_child(worker.id)}
-        if any(exit_status(pid) == STOPPED for pid in ranks):
+        ranks = {worker.id: worker.global_rank for worker in worker_group.workers}
+        statuses = {pid: exit_status(pid) for pid in ranks}
+        if STOPPED in statuses.values():
             # The others are about to do the same; the main process may still be writing.
             self.status = STOPPED
             raise _RunStopped
-        if any(exit_status(pid) or self._has_said_why(pid) for pid in ranks):
+        if any(statuses.values()) or any(self._has_said_why(pid) for pid in ranks):
             self._explain(find_failed(ranks, self._folder))
             end_all(ranks)
+        elif None in statuses.values():
+            # The original would look once more, and be the first to see what happened in between.
+            return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed() and self.status == 0:  # one ended just between the two looks
-            self._explain([Failed(rank, one.pid, one.exitcode) for rank, one in result.failures.items()])
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = PATIENCE) -> None:
@@ -137,7 +140,10 @@ class Agent(LocalElasticAgent):
     def _has_said_why(self, pid: int) -> bool:
         """Tell whether a process has failed, if not ended: that may take seconds."""
         failure = read_record(record_file(self._folder, pid))
-        return failure is not None and not failure.follows and not failure.shown
+        if failure is None or failure.shown:
+            return False
+        # What follows from another failure waits a moment for that one's own word.
+        return not failure.follows or time.time() - failure.time > ECHO
 
     def _explain(self, failed: Sequence[Failed]) -> None:
         first, failure = first_failure(failed)
