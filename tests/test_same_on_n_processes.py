@@ -12,6 +12,7 @@ from toy_scenes import train_on_scenes
 from dense.data.mini import write_crops, write_mini
 
 IMAGES = 8  # of a step
+GROUP_NORM = dict(type='GN', num_groups=4)
 EVALUATED = 61  # no multiple of 2 or 4
 
 
@@ -94,3 +95,28 @@ def test_evaluation_is_the_same(leaf: str, roots: dict[str, Path], tmp_path: Pat
         changes = {'test_dataloader.batch_size': 4}
         (batched,) = in_processes(1, tmp_path / 'b', evaluate_leaf, leaf, roots[leaf], work_dir, 1, changes)
         assert batched == pytest.approx(found[0], abs=0.01)
+
+
+NO_NOISE: dict[str, dict[str, Any]] = {
+    'UperNet': {
+        **{f'model.{head}.dropout_ratio': 0 for head in ('decode_head', 'auxiliary_head')},
+        **{f'model.{part}.norm_cfg': GROUP_NORM for part in ('decode_head', 'auxiliary_head')},
+        'model.backbone.out_norm': GROUP_NORM,
+    },
+    'classifier': {'model.head.dropout': 0.0, 'model.train_cfg': dict(label_smoothing=0.1)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('leaf', NO_NOISE)
+def test_gathered_steps_equal_a_large_batch(leaf: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    """Four steps of two images and one of eight; each image keeps its place and its augmentation."""
+    found = []
+    for counts in (1, 4):
+        changes = {**NO_NOISE[leaf], 'model.backbone.drop_path_rate': 0.0, 'optim_wrapper.accumulative_counts': counts}
+        folder, images, steps = tmp_path / f'{counts}', IMAGES // counts, 5 * counts
+        found += in_processes(1, folder, train_leaf, leaf, roots[leaf], folder / 'work', images, 1, changes, steps)
+    large, gathered = found
+    weights = [(large['weights'][key] - gathered['weights'][key]).abs().max().item() for key in large['weights']]
+    assert max(weights) < 1e-5
+    assert sum(gathered['logged']['train/loss'][:4]) / 4 == pytest.approx(large['logged']['train/loss'][0], abs=1e-5)

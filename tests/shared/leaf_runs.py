@@ -76,7 +76,6 @@ LEAVES: dict[str, tuple[str, dict[str, Any]]] = {
             'train_dataloader.dataset.pipeline.2.scale': (128, 128),
             'model.bbox_head.in_channels': 16,
             'model.bbox_head.feat_channels': 16,
-            'train_cfg': dict(type='IterBasedTrainLoop', max_iters=20),
             'log_processor.by_epoch': False,
             'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
         },
@@ -88,7 +87,6 @@ LEAVES: dict[str, tuple[str, dict[str, Any]]] = {
             'model.head.in_channels': CHANNELS[-1],
             'model.head.dropout': 0.5,
             'model.train_cfg': dict(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erase_prob=0.5, group=2),
-            'train_cfg': dict(type='IterBasedTrainLoop', max_iters=20),
             'log_processor.by_epoch': False,
             'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
             'custom_hooks': [],
@@ -98,7 +96,7 @@ LEAVES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def leaf_config(leaf: str, root: Path, work_dir: Path, images: int, processes: int, changes: dict[str, Any]) -> Config:
-    """Config of a run of 20 steps.
+    """Config of a run, without a schedule.
 
     Args:
         leaf: Key in :data:`LEAVES`.
@@ -120,16 +118,17 @@ def leaf_config(leaf: str, root: Path, work_dir: Path, images: int, processes: i
         seed=3,
         launcher='pytorch' if processes > 1 else 'none',
     )
-    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.005, momentum=0.9))
+    counts = changes.get('optim_wrapper.accumulative_counts', 1)
+    optimizer = dict(type='SGD', lr=0.005, momentum=0.9)
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer, accumulative_counts=counts)
     cfg.param_scheduler = []
-    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=20)
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10, by_epoch=False)
     return cfg
 
 
 def train_leaf(
-    leaf: str, root: Path, work_dir: Path, images: int, processes: int, changes: dict[str, Any]
+    leaf: str, root: Path, work_dir: Path, images: int, processes: int, changes: dict[str, Any], steps: int = 20
 ) -> dict[str, Any]:
     """Train without validation, in double precision, and return what was logged and the weights.
 
@@ -137,6 +136,7 @@ def train_leaf(
     """
     torch.set_default_dtype(torch.float64)
     cfg = leaf_config(leaf, root, work_dir, images, processes, changes)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     return outcome(train(cfg))
 
