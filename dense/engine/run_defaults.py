@@ -45,6 +45,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         cfg,
         dict(type='SeededStepHook', seed=seed),
         dict(type='AccumulationHook'),
+        dict(type='PartStateHook'),
         dict(type='StopHook', save_every=cfg.get('save_every')),
         dict(type='DueValidationHook'),
         dict(type='FiniteLossHook'),
