@@ -27,6 +27,7 @@ from dense.engine.resume import find_start
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner, join_processes
 from dense.engine.signals import stop_request
+from dense.engine.values import check_values
 from dense.errors import UserError
 
 __all__ = ['find_config', 'load_config', 'test', 'train']
@@ -97,6 +98,7 @@ def test(
 
 
 def _checked_inputs(cfg: Config, splits: tuple[str, ...]) -> RunInputs:
+    check_values(cfg)
     inputs = RunInputs.read(cfg, splits)
     check_paths(inputs)
     check_work_dir(cfg.work_dir)
