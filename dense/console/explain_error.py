@@ -20,6 +20,7 @@ UNREGISTERED = re.compile(r'(?P<name>[\w.]+) is not in the (?P<scope>[\w.-]+)::(
 OWN_PACKAGES = ('backbones', 'dense')
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CUDA_OOM = 'OutOfMemoryError'
+NO_RULE = re.compile(r'Cannot infer the rule for key (?P<name>.+), thus')
 ONE_VALUE = 'Expected more than 1 value per channel when training'
 
 
@@ -123,14 +124,24 @@ def _unregistered(error: BaseException) -> tuple[str, str] | None:
     match = UNREGISTERED.search(str(error)) if isinstance(error, KeyError) else None
     if match is None:
         return None
-    known = {name for kind, content in _registries() if kind == match['kind'] for name in content}
-    near = difflib.get_close_matches(match['name'], known, n=3)
+    return unknown_type(match['kind'], match['name'])
+
+
+def unknown_type(kind: str, name: str) -> tuple[str, str]:
+    """Return the cause and the remedy for a name that is in no registry of its kind.
+
+    Args:
+        kind: Name of the registries, such as ``'optimizer'``.
+        name: The unknown name.
+    """
+    known = {one for registry, content in _registries() if registry == kind for one in content}
+    near = difflib.get_close_matches(name, known, n=3)
     remedy = (
         f'did you mean {" or ".join(map(repr, near))}?'
         if near
         else 'correct the name, or import its module with custom_imports'
     )
-    return f'unknown {match["kind"]} type {match["name"]!r} in the config', remedy
+    return f'unknown {kind} type {name!r} in the config', remedy
 
 
 def _disk(error: BaseException) -> tuple[str, str] | None:
@@ -167,6 +178,16 @@ def _one_value(error: BaseException) -> tuple[str, str] | None:
     )
 
 
+def _no_rule(error: BaseException) -> tuple[str, str] | None:
+    match = NO_RULE.match(str(error)) if isinstance(error, ValueError) else None
+    if match is None:
+        return None
+    return (
+        f'default_hooks.checkpoint.save_best is {match["name"]!r}, a metric of which nobody knows what is better',
+        'correct the name, or add default_hooks.checkpoint.rule=greater or =less',
+    )
+
+
 READERS = (
     _from_worker,
     _from_own_package,
@@ -176,9 +197,15 @@ READERS = (
     _disk,
     _memory,
     _one_value,
+    _no_rule,
 )
 
 
 def last_line(error: BaseException) -> str:
     """Return the last line of a traceback: the kind of error and its message, on one line."""
     return ' '.join(''.join(traceback.format_exception_only(error)).split())
+
+
+READERS = (
+    _from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory, _one_value, _no_rule,
+)  # fmt: skip

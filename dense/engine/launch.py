@@ -30,6 +30,7 @@ from dense.engine.resume import find_start
 from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from dense.engine.runner import DenseRunner
 from dense.engine.signals import stop_request
+from dense.engine.values import check_values
 from dense.errors import UserError, name_checkpoint
 
 __all__ = ['find_config', 'load_config', 'test', 'train']
@@ -114,6 +115,7 @@ def _check_agreement(cfg: Config, start: dict[str, str]) -> None:
 
 
 def _checked_inputs(cfg: Config, splits: tuple[str, ...]) -> RunInputs:
+    check_values(cfg)
     inputs = RunInputs.read(cfg, splits)
     check_paths(inputs)
     check_work_dir(cfg.work_dir)

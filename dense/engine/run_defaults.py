@@ -50,6 +50,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
         dict(type='GlobalBatchHook'),
         dict(type='AccumulationHook'),
         dict(type='SameBuffersHook'),  # all processes take part, also in a validation that is given up at once
+        dict(type='PartStateHook'),
         dict(type='StopHook', save_every=cfg.get('save_every')),
         dict(type='DueValidationHook'),
         dict(type='FiniteLossHook', on_nonfinite=cfg.get('on_nonfinite', 'stop')),

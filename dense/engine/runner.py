@@ -26,6 +26,7 @@ from dense.engine.by_size import predict_by_size
 from dense.engine.content import collect
 from dense.engine.disk_space import lose_rows
 from dense.engine.loaders import build_loader
+from dense.engine.part_state import gather_part_states
 from dense.engine.writer import CheckpointWriter
 from dense.errors import UserError
 
@@ -131,6 +132,7 @@ class DenseRunner(Runner):
         """
         if file_client_args is not None:
             raise UserError('file_client_args of the checkpoint hook is no longer supported', 'use backend_args')
+        self.part_states = gather_part_states(self)
         self.open_update = gather_open_update(self)  # the rest, including its hooks, happens in the main process only
         if is_main_process():
             done = dict(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
@@ -139,7 +141,7 @@ class DenseRunner(Runner):
             )
             self.call_hook('before_save_checkpoint', checkpoint=content)
             self.writer.write(content, join_path(out_dir, filename, backend_args=backend_args), backend_args)
-        self.open_update = None
+        self.open_update = self.part_states = None
 
     def test(self) -> dict[str, float]:
         """Evaluate the model and return the metrics."""

@@ -14,6 +14,7 @@ from dense.console.output import notice
 from dense.engine.atomic import ATOMIC, AtomicBackend, sweep
 from dense.engine.checkpoint import from_plain, to_plain
 from dense.engine.disk_space import check_space
+from dense.engine.values import check_metric
 from dense.errors import UserError
 
 EXTRA = 'extra_ckpt'  # of the message hub: name of the newest file saved between two intervals
@@ -169,6 +170,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._backend.remove(path)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, float]) -> None:
+        check_metric(self.key_indicators if self.save_best and metrics else (), metrics)
         self._look(runner)
         # A validation takes its time anyway, and what is removed depends on what was written.
         background, runner.writer.in_background = runner.writer.in_background, False

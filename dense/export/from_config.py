@@ -16,6 +16,7 @@ from dense.console.output import quiet_libraries
 from dense.data.config_queries import heads_of
 from dense.engine.checkpoint import CheckpointMatchHook
 from dense.engine.config import load_config
+from dense.engine.values import check_values
 from dense.errors import UserError
 from dense.export.detector import TwoStageGraph
 from dense.export.graphs import BackboneGraph, ExportGraph, SegmentorGraph
@@ -52,6 +53,7 @@ def export_config(
         UserError: There is something that the user can fix.
     """
     cfg = load_config(config, options=options)
+    check_values(cfg)
     with quiet_libraries():
         model, classes = _load(cfg, checkpoint)
         graph = choose_graph(model, backbone=backbone, logits=logits)
