@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,7 @@ def test_loading_processes_die_with_the_run(tmp_path: Path) -> None:
 # The module alone: importing the package takes seconds.
 WRITE = """
 import importlib.util, time
+from collections.abc import Callable
 from pathlib import Path
 spec = importlib.util.spec_from_file_location('atomic', {module!r})
 atomic = importlib.util.module_from_spec(spec)

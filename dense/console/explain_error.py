@@ -204,8 +204,3 @@ READERS = (
 def last_line(error: BaseException) -> str:
     """Return the last line of a traceback: the kind of error and its message, on one line."""
     return ' '.join(''.join(traceback.format_exception_only(error)).split())
-
-
-READERS = (
-    _from_worker, _from_own_package, _unknown_argument, _unregistered, _disk, _memory, _one_value, _no_rule,
-)  # fmt: skip
