@@ -1,5 +1,6 @@
 """What becomes of a run in several processes when one of them is killed, stopped, throws, or has no memory left?"""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,10 @@ import pytest
 import torch
 from faults import command, environment, fail_at, run, toy_file
 from processes import children, is_alive, wait_for
+from toy_run import toy_config
+
+from dense.engine.launch import test as evaluate
+from dense.engine.launch import train
 
 pytestmark = pytest.mark.slow
 
@@ -167,3 +172,15 @@ def test_two_machines_train_as_one(tmp_path: Path, never_failed: dict[str, Any])
     assert [machine.returncode for machine in machines] == [0, 0], shown
     assert ''.join(out for out, _ in shown).count('done: ') == 1
     assert same(final(tmp_path / 'run'), never_failed)
+
+
+def test_two_processes_test_as_one(tmp_path: Path) -> None:
+    config = toy_file(tmp_path / 'run')
+    train(toy_config(tmp_path / 'run', steps=2))
+    checkpoint, out = tmp_path / 'run' / 'iter_2.pth', tmp_path / 'metrics.json'
+    started = command(config, str(checkpoint), '--gpus', '2', '--out', str(out), name='test')
+    done = subprocess.run(started, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert done.stdout.count(f'metrics: {out}') == 1
+    expected = evaluate(toy_config(tmp_path / 'run'), checkpoint)
+    assert json.loads(out.read_text())['score'] == pytest.approx(expected['score'], abs=1e-6)
