@@ -88,7 +88,6 @@ LEAVES: dict[str, tuple[str, dict[str, Any]]] = {
             'model.head.dropout': 0.5,
             'model.train_cfg': dict(label_smoothing=0.1, mixup=0.8, cutmix=1.0, erase_prob=0.5, group=2),
             'log_processor.by_epoch': False,
-            'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
             'custom_hooks': [],
         },
     ),
