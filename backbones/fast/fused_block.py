@@ -162,7 +162,8 @@ class FusedBlock(nn.Module):
         return x + branch.permute(0, 3, 1, 2)
 
     def _is_plain(self) -> bool:
-        return all(is_plain(layer, FusedLinear) for layer in (self.fc1, self.fc2))
+        # A hook may keep the mixer's map, which must then not be overwritten.
+        return all(is_plain(layer, FusedLinear) for layer in (self.fc1, self.fc2)) and is_plain(self.mixer)
 
     def _num_rows(self, rows: Tensor) -> int:
         if rows.device.type != 'cpu':

@@ -5,6 +5,7 @@ parametrization, a subclass.
 """
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -26,6 +27,37 @@ def _has_more(module: nn.Module) -> bool:
         or any(getattr(nn.modules.module, f'_global{kind}') for kind in _HOOKS)  # of profilers and FLOP counters
         or 'forward' in vars(module)  # a method replaced on this object only
         or parametrize.is_parametrized(module)
+    )
+
+
+def has_forward_of(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Return whether a module, maybe of a subclass, computes what one of ``kinds`` does.
+
+    Args:
+        module: Any module.
+        *kinds: Classes.
+    """
+    return (
+        any(type(module).forward is kind.forward for kind in kinds)
+        and type(module).__call__ is nn.Module.__call__
+        and 'forward' not in vars(module)
+    )
+
+
+def is_constant_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module in evaluation mode is a plain batch norm with fixed statistics: a factor and an offset.
+
+    Subclasses may differ in what they accept, such as MMEngine's, but not in what they compute: some apply an
+    activation, too.
+
+    Args:
+        module: Any module.
+    """
+    return (
+        isinstance(module, _BatchNorm)
+        and has_forward_of(module, _BatchNorm, nn.SyncBatchNorm)
+        and is_plain(module)
+        and module.running_mean is not None
     )
 
 

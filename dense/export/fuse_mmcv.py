@@ -10,9 +10,8 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbones.fast.plain_layers import is_plain
+from backbones.fast.plain_layers import has_forward_of, is_constant_batch_norm, is_plain
 from backbones.fuse import fuse
-from backbones.layers import BATCH_NORMS
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -39,7 +38,7 @@ def fold_conv_modules(model: nn.Module) -> None:
     if mmcv_cnn is None:  # then no model can have such a module
         return
     for module in model.modules():
-        if isinstance(module, mmcv_cnn.ConvModule) and _is_foldable(module):
+        if isinstance(module, mmcv_cnn.ConvModule) and _is_foldable(module, mmcv_cnn.ConvModule):
             is_transposed = isinstance(module.conv, nn.modules.conv._ConvTransposeNd)
             module.conv = fuse_conv_bn_eval(module.conv, module.norm, transpose=is_transposed)
             delattr(module, module.norm_name)
@@ -47,12 +46,13 @@ def fold_conv_modules(model: nn.Module) -> None:
             module.with_norm = False
 
 
-def _is_foldable(module: nn.Module) -> bool:
+def _is_foldable(module: nn.Module, conv_module: type[nn.Module]) -> bool:
     return (
-        bool(module.with_norm)
-        and is_plain(module.conv, nn.Conv2d, nn.ConvTranspose2d)
-        and is_plain(module.norm)
+        has_forward_of(module, conv_module)
+        and bool(module.with_norm)
+        and (
+            is_plain(module.conv, nn.Conv2d) or (is_plain(module.conv, nn.ConvTranspose2d) and module.conv.groups == 1)
+        )
         and tuple(module.order)[:2] == ('conv', 'norm')
-        and isinstance(module.norm, BATCH_NORMS)
-        and module.norm.running_mean is not None
+        and is_constant_batch_norm(module.norm)
     )
