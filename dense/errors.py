@@ -31,6 +31,9 @@ def _one_line(text: str) -> str:
     return ''.join(c if c.isprintable() else ' ' if c.isspace() else c.encode('unicode_escape').decode() for c in text)
 
 
+STOPPED = 75  # exit status, "temporary failure" of sysexits.h: the same command with --resume goes on
+
+
 class RunStopped(KeyboardInterrupt):
     """A run was saved and ended because of a signal.
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from dense.console.explain_error import explain, is_consequence, last_line
 from dense.console.failure import Failure, own_rank, report, write_record
-from dense.errors import RunStopped, checkpoint_of
+from dense.errors import STOPPED, RunStopped, checkpoint_of
 
 USER_ERROR, INTERRUPTED = 2, 130
-STOPPED = 75  # "temporary failure" of sysexits.h: the same command with --resume goes on
 
 
 def run(command: Callable[[], int | None], *, show_traceback: bool = False, log_dir: str | Path | None = None) -> int:

@@ -26,12 +26,11 @@ from dense.console.failure import FOLDER, read_record, record_file
 from dense.cpu.cores import usable_cores
 from dense.distributed.children import end_all, exit_status, shell_status, wait_for
 from dense.distributed.first_failure import ECHO, Failed, find_failed, first_failure
-from dense.errors import UserError
+from dense.errors import STOPPED, UserError
 
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # passed on to the processes, which may save first
 PATIENCE = 600  # seconds that other machines have to arrive, and that a run has to save after a signal
 FREE_PORT = 'localhost:0'
-STOPPED = 75  # exit status of a process whose run was saved and stopped by a signal
 
 
 def launch(
