@@ -138,7 +138,11 @@ class StopHook(Hook):
         if due is not None:
             is_due = due.note_stop(runner, step) or is_due
         self._saver.save_between(runner, step, again=is_due)
-        self._saver.finish(runner)
+        try:
+            self._saver.finish(runner)
+        finally:
+            if self._group is not None:  # a launcher ends all processes as soon as one has ended
+                distributed.barrier(group=self._group)
         notice(f'stopped by {name_of(signal)} after {step} steps; saved {self._saver.last_ckpt}; --resume continues it')
         raise RunStopped(signal)
 
