@@ -1,5 +1,6 @@
 """Does a run with losses or gradients that are not finite say where they come from, and lose nothing?"""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from toy_run import ToyNet, run_in_two_processes, toy_config
 
+from dense.engine.atomic import AtomicBackend
 from dense.engine.culprit import odd_boxes
 from dense.engine.finite import SKIPPED, FiniteLossHook, _all_finite, largest_norm
 from dense.engine.launch import train
@@ -126,6 +128,23 @@ def test_the_run_stops_before_the_update_and_names_the_layer(tmp_path: Path, wha
     before = torch.load(tmp_path / 'iter_4.pth', weights_only=True)
     assert_same(saved['state_dict'], before['state_dict'])
     assert saved['meta']['iter'] == 4
+
+
+def test_an_emergency_checkpoint_that_cannot_be_written_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write = AtomicBackend.write
+
+    def full_disk(self: AtomicBackend, filepath: str, fill: Any) -> str:
+        if 'emergency' in str(filepath):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return write(self, filepath, fill)
+
+    monkeypatch.setattr(AtomicBackend, 'write', full_disk)
+    with pytest.raises(UserError) as caught:
+        train(config(tmp_path))
+    assert 'emergency_iter' not in caught.value.remedy
+    assert 'WARNING: emergency_iter_4.pth cannot be written' in capfd.readouterr().out
 
 
 @pytest.mark.parametrize('counts', [1, 2])

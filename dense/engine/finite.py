@@ -131,10 +131,11 @@ class FiniteLossHook(Hook):
         self._before.restore_schedule(runner)
         name = f'emergency_iter_{self._before.step}.pth'
         meta = dict(epoch=runner.epoch, iter=self._before.step)
-        try:
-            runner.save_checkpoint(runner.work_dir, name, meta=meta, backend_args=dict(backend=ATOMIC))
-        except OSError as error:
-            notice(f'WARNING: {name} cannot be written: {error}')
+        runner.save_checkpoint(runner.work_dir, name, meta=meta, backend_args=dict(backend=ATOMIC))
+        # The run ends here: whether the file is there must be known, also if it was written in the background.
+        failed = [error for _, error in runner.writer.outcomes() if error is not None]
+        if failed:
+            notice(f'WARNING: {name} cannot be written: {failed[-1]}')
             return None
         return f'{runner.work_dir}/{name}'
 
