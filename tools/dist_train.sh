@@ -12,4 +12,7 @@ meeting=()
 if [ "${NNODES:-1}" -gt 1 ]; then
     meeting=(--nnodes "$NNODES" --rdzv-endpoint "$MASTER_ADDR:${MASTER_PORT:-29500}")
 fi
-exec "${PYTHON:-python}" "$(dirname "$0")/train.py" "$config" --gpus "$gpus" "${meeting[@]+"${meeting[@]}"}" "$@"
+here=$(dirname "$0")
+python=$here/../.venv/bin/python # what `make venv` made
+[ -x "$python" ] || python=python
+exec "${PYTHON:-$python}" "$here/train.py" "$config" --gpus "$gpus" "${meeting[@]+"${meeting[@]}"}" "$@"

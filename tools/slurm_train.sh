@@ -23,6 +23,9 @@ if [ ! -f "$train" ]; then
     exit 2
 fi
 
+python=${SLURM_SUBMIT_DIR:-.}/.venv/bin/python # what `make venv` made
+[ -x "$python" ] || python=python
+
 options=(--gpus "${SLURM_GPUS_ON_NODE:-1}")
 if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -42,7 +45,7 @@ trap 'pass_on yes USR1' USR1
 trap 'pass_on "" TERM' TERM
 # One machine may have finished while another still writes the checkpoint: a status other than 0 ends no other.
 srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
-    "${PYTHON:-python}" "$train" "$@" "${options[@]}" &
+    "${PYTHON:-$python}" "$train" "$@" "${options[@]}" &
 step=$!
 while true; do
     wait "$step" # a signal ends this, not the step
