@@ -54,6 +54,11 @@ def locate(source: str | Path, *, folder: str | Path | None = None, progress: bo
         return _path_of_file_url(text)
     if scheme in ('hf-hub', 'hf_hub'):
         return _locate_in_hub(text)
+    if '://' in text:
+        raise CheckpointError(
+            f'{one_line(text)!r} has the scheme {one_line(scheme)!r}, which is not supported.\n'
+            'Use http://, https://, file:// or hf-hub:OWNER/NAME, or download the file and give its path.'
+        )
     return Path(os.path.expanduser(text))
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from backbones.download import cached_path, download, download_from_hub, locate
 from backbones.recognition import advise, part_of
 from backbones.records import WEIGHTS, PublishedWeights
 from backbones.serialization import CheckpointError, load_file, one_line
+from backbones.soundness import describe_faults, describe_kinds
 
 # Entries in which training scripts save the state dict, and prefixes that they add to its keys.
 ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
@@ -108,6 +108,7 @@ def load_pretrained(backbone: TakesWeights, source: str | Path, *, prefix: str |
             f'{source!r} does not fit {type(backbone).__name__}: {differences}; nothing was loaded.\n'
             f'{advise(type(backbone), published)}'
         )
+    _refuse(describe_faults(wanted, own), source)
     new = tuple(name for name in own if name not in wanted)
     backbone.load_state_dict({**own, **wanted}, strict=True)
     return LoadReport(source, tuple(wanted), len(own) - len(new), new, left_out, adapted)
@@ -140,6 +141,10 @@ def _fetch(source: str) -> Path:
     record = WEIGHTS.get(source)
     if record is not None:
         return _fetch_published(record)
+    if not source.strip():
+        raise CheckpointError(
+            f'The checkpoint is an empty text.\nGive a path, a URL, hf-hub:OWNER/NAME, or one of {", ".join(WEIGHTS)}.'
+        )
     path = locate(source)
     if not os.path.exists(path) and not path.suffix:  # a Path raises where the name is too long
         raise CheckpointError(
@@ -181,14 +186,21 @@ def _state_dict(content: Any, source: str) -> dict[str, Tensor]:
             f'{source!r} holds no state dict: found {found}, expected tensors or an entry {", ".join(ENTRIES)}.\n'
             'Save one with torch.save(model.state_dict(), FILE).'
         )
+    _refuse(describe_kinds(state), source)
     return dict(state)
 
 
 def _is_entry(item: tuple[Any, Any]) -> bool:
     name, value = item
-    # Other tensors that a file may hold (sparse, quantised, without data) cannot be copied into a parameter.
-    is_plain = isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)
-    return is_plain and isinstance(name, str)
+    return isinstance(value, Tensor) and isinstance(name, str)
+
+
+def _refuse(faults: str, source: str) -> None:
+    if faults:
+        raise CheckpointError(
+            f'{source!r} holds {faults}; nothing was loaded.\n'
+            'Give another file, or save the weights again as finite floats: torch.save(model.state_dict(), FILE).'
+        )
 
 
 def _strip_prefixes(state: dict[str, Tensor], source: str, prefix: str | None) -> dict[str, Tensor]:

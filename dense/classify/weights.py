@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from backbones.soundness import describe_faults
 from backbones.weights import ENTRIES, WEIGHTS, read_weights
 from dense.errors import UserError
 
@@ -77,5 +78,8 @@ def load_classifier(model: Classifier, source: str | Path) -> str:
             'use the arch and num_classes of the checkpoint, or load the backbone only: '
             'model.init_cfg=None model.backbone.init_cfg=...',
         )
+    faults = describe_faults(state, own)
+    if faults:
+        raise UserError(f'{str(source)!r} holds {faults}; nothing was loaded', 'give another file')
     model.load_state_dict(state, strict=True)
     return f'loaded {len(fitting)} of {len(own)} tensors from {source}'

@@ -29,6 +29,7 @@ from backbones.serialization import CheckpointError, load_file
 from dense.errors import UserError
 
 from .rebind import rebind
+from .weights_file import check_weights_file
 
 MARK = '_dense_repaired'
 _handed_over: ContextVar[dict[str, Any] | None] = ContextVar('handed_over', default=None)
@@ -173,9 +174,9 @@ def _drop_config_text() -> None:
     @functools.wraps(original)
     def load_checkpoint(cls: type, filename: str, map_location: Any = None, logger: Any = 'current') -> Any:
         checkpoint = original(cls, filename, map_location, logger)
-        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-        if isinstance(meta, dict):
-            meta.pop('config', None)
+        check_weights_file(checkpoint, filename)
+        if 'meta' in checkpoint:
+            checkpoint['meta'].pop('config', None)
         return checkpoint
 
     setattr(load_checkpoint, MARK, True)

@@ -10,9 +10,11 @@ from mmengine.config import Config
 
 from backbones.serialization import CheckpointError, load_file
 from backbones.unpickling import read_pickle
+from dense.compat.weights_file import check_weights_file
 from dense.console.output import notice
 from dense.data.run_inputs import Start
-from dense.engine.checkpoint import check_finite
+from dense.engine.checkpoint import check_sound
+from dense.engine.content_checks import check_run_state
 from dense.errors import UserError
 
 NUMBERED = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
@@ -35,11 +37,11 @@ def find_start(cfg: Config) -> tuple[Start, dict[str, Any]]:
     if not cfg.get('resume'):
         cfg.randomness.seed = cfg.randomness.seed or 0
         return Start(), {}
-    has_schedulers = bool(cfg.get('param_scheduler'))
+    schedulers = cfg.get('param_scheduler')
     if cfg.get('load_from') is None:
-        path, content = _newest_whole(cfg.work_dir, has_schedulers)
+        path, content = _newest_whole(cfg.work_dir, schedulers)
     elif Path(cfg.load_from).is_file():
-        path, content = Path(cfg.load_from), _read(Path(cfg.load_from), has_schedulers)
+        path, content = Path(cfg.load_from), _read(Path(cfg.load_from), schedulers)
     else:
         raise UserError(
             f'nothing to resume: there is no file {cfg.load_from}',
@@ -52,29 +54,37 @@ def find_start(cfg: Config) -> tuple[Start, dict[str, Any]]:
     return Start(epoch=int(meta.get('epoch', 0)), iter=int(meta['iter'])), {str(path): content}
 
 
-def _read(path: Path, has_schedulers: bool) -> dict[str, Any]:
+def _read(path: Path, schedulers: Any) -> dict[str, Any]:
     """Read a checkpoint and check that a run can go on from it; raise CheckpointError or UserError if not."""
     content = load_file(path)
-    meta = content.get('meta', {}) if isinstance(content, dict) else {}
-    needed = ['state_dict', 'message_hub', 'optimizer'] + (['param_schedulers'] if has_schedulers else [])
+    check_weights_file(content, str(path))
+    meta = content.get('meta', {})
+    needed = ['state_dict', 'message_hub', 'optimizer'] + (['param_schedulers'] if schedulers else [])
     lacking = ['step'] if 'iter' not in meta else [name for name in needed if name not in content]
     if lacking:
         raise UserError(
             f'{path} holds weights only and no whole state of a run: {", ".join(lacking)} missing',
             'start a new run from these weights with --load-from',
         )
+    wrong = check_run_state(content, schedulers)
+    if wrong:
+        raise UserError(
+            f'{path} is no state that this run can go on from: {wrong}',
+            'use the config that it was saved with, resume from another checkpoint, or start a new run from its '
+            'weights with --load-from',
+        )
     try:
-        check_finite(content['state_dict'])
+        check_sound(content['state_dict'])
     except UserError as error:
         raise UserError(f'{path}: {error.cause}', error.remedy) from error
     return content
 
 
-def _newest_whole(work_dir: str, has_schedulers: bool) -> tuple[Path, dict[str, Any]]:
+def _newest_whole(work_dir: str, schedulers: Any) -> tuple[Path, dict[str, Any]]:
     failures: list[tuple[Path, str]] = []
     for path in checkpoints(work_dir):
         try:
-            content = _read(path, has_schedulers)
+            content = _read(path, schedulers)
         except (CheckpointError, UserError) as error:
             cause = str(error).splitlines()[0].rstrip('.')
             failures.append((path, cause))

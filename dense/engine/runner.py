@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.fast.winograd import use_winograd
+from dense.console.explain_error import explain, last_line
 from dense.console.output import log_into, notice
 from dense.cpu.defaults import compile_backbones
 from dense.cpu.device import run_device
@@ -103,6 +104,28 @@ class DenseRunner(Runner):
         except Exception:
             self.writer.wait()  # an error does not cost the checkpoint that is being written
             raise
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Continue from a checkpoint.
+
+        Args:
+            filename: The file.
+            *args: As in MMEngine's runner.
+            **kwargs: Likewise.
+
+        Raises:
+            UserError: The states of its optimizer or schedulers do not fit.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if explain(error) is not None:
+                raise
+            raise UserError(
+                f'{filename} is no state that this run can go on from: {last_line(error)[:200]}',
+                'use the config that it was saved with, resume from another checkpoint, or start a new run from its '
+                'weights with --load-from',
+            ) from error
 
     def save_checkpoint(
         self,

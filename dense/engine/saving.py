@@ -83,7 +83,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Rebuild the log history."""
-        if 'message_hub' in checkpoint:
+        if runner._resume:
             checkpoint['message_hub'] = from_plain(checkpoint['message_hub'])
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -65,8 +65,9 @@ def _load(cfg: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, 
     if not Path(checkpoint).is_file():
         raise UserError(f'checkpoint not found: {checkpoint}', 'give the file that training saved (*.pth)')
     content = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
-    classes = content.get('meta', {}).get('dataset_meta') or {}
-    if classes.get('classes'):
+    classes = content.get('meta', {}).get('dataset_meta')
+    classes = classes if isinstance(classes, Mapping) else {}
+    if isinstance(classes.get('classes'), list | tuple) and classes['classes']:
         for _, head in heads_of(cfg.model):  # your own data sets its classes in training only
             head['num_classes'] = len(classes['classes'])
     cfg.model.backbone.init_cfg = None
