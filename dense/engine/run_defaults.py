@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 import dense.visualization.hook  # noqa: F401  (registers its hook)
 from dense.cpu.defaults import set_cpu_defaults
 from dense.data.run_inputs import RunInputs
-from dense.engine.precision import fit_precision
+from dense.engine.precision import fit_precision, warn_of_slow_evaluation
 from dense.errors import UserError
 
 
@@ -28,6 +28,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     _refuse_caches(cfg)
     set_cpu_defaults(cfg)
     fit_precision(cfg)
+    warn_of_slow_evaluation(cfg, 'val_cfg')
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
@@ -68,6 +69,7 @@ def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = 
         UserError: The config has no test-time augmentations.
     """
     cfg.randomness.seed = cfg.randomness.seed or 0
+    warn_of_slow_evaluation(cfg, 'test_cfg')
     if tta:
         _use_tta(cfg)
     cfg.test_dataloader.dataset = _checked(inputs, cfg.test_dataloader.dataset, True)
