@@ -4,6 +4,7 @@ Each address is downloaded once and cached in its own file. Any number of proces
 address at the same time, and a process never waits for one that makes no request.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tqdm import tqdm
@@ -27,6 +28,8 @@ _HUB_SOURCE = re.compile(
     r'hf[-_]hub:(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<file>.+))?'
 )
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+# Written by `_fetch`: the name in the cache, which ends with a part of a hash, and a number.
+_PART = re.compile(r'(?P<cached>.+\.[0-9a-f]{12}(?:\.[a-zA-Z0-9_=+-]+)?)\.[0-9a-f]{32}\.part')
 _SHA256_IN_NAME = re.compile(r'-([0-9a-f]{8}|[0-9a-f]{64})\.[a-z]+$')
 _DATE = re.compile(r'(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])')
 _TIMEOUT = 60  # seconds without a byte
@@ -98,6 +101,7 @@ def download(url: str, *, sha256: str | None = None, folder: str | Path | None =
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         with FileLock(f'{path}.lock'):
             if not path.is_file():  # another process may have fetched it meanwhile
                 _fetch(url, path, sha256 or _hash_in_name(url), progress)
@@ -190,6 +194,18 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
         record(path, found)  # compared whenever the file is read from the cache
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what downloads of killed processes left. A process holds the lock of its download as long as it lives.
+
+    Locks themselves stay: another process may have opened one, and would then wait for a file that is gone.
+    """
+    for part in folder.glob('*.part'):
+        match = _PART.fullmatch(part.name)
+        if match is not None:
+            with contextlib.suppress(Timeout, OSError), FileLock(folder / f'{match["cached"]}.lock', timeout=0):
+                part.unlink(missing_ok=True)
 
 
 def _stream(url: str, part: Path, progress: bool) -> str:

@@ -14,9 +14,11 @@ from mmengine.config import Config
 from toy_run import toy_config
 
 from dense.cpu import device
+from dense.data.run_inputs import RunInputs
 from dense.engine.launch import load_config, train
 from dense.engine.launch import test as evaluate
 from dense.engine.precision import fit_precision
+from dense.engine.run_defaults import add_run_defaults, add_test_defaults
 from tools import _common
 from tools import train as train_tool
 
@@ -108,6 +110,29 @@ def test_a_recipe_in_mixed_precision(
     else:
         assert wrapper_of(cfg) == dict(type='OptimWrapper') and 'loss_scale' not in cfg.optim_wrapper
         assert shown.startswith('float32 instead of mixed precision') and len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('used', 'bfloat16', 'warns'), [('cpu', False, True), ('cpu', True, False), ('cuda', False, False)]
+)
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_an_evaluation_in_mixed_precision_is_announced(
+    split: str, used: str, bfloat16: bool, warns: bool, pretend: Pretend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pretend(used, bfloat16=bfloat16)
+
+    def shown(fp16: bool) -> str:
+        cfg = load_config(PLAIN, options={f'{split}_cfg.fp16': fp16}, seed=0)
+        if split == 'val':
+            add_run_defaults(cfg, RunInputs.read(cfg, ('train',)))
+        else:
+            add_test_defaults(cfg, RunInputs.read(cfg, ('test',)))
+        return capfd.readouterr().out
+
+    assert 'fp16' not in shown(fp16=False)
+    notice = shown(fp16=True)
+    assert (f'{split}_cfg.fp16 makes it many times slower' in notice) is warns
+    assert (f'--cfg-options {split}_cfg.fp16=False' in notice) is warns
 
 
 def test_the_processor_is_asked() -> None:

@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from mmengine.runner import load_checkpoint
 from published import ARCH, NUM_TENSORS, official_inceptionnext
@@ -137,6 +140,47 @@ def test_a_broken_connection_leaves_nothing(read: Callable[[str], float], site: 
     assert kept(cache) == []
     web.cut = 0
     assert read(f'{web.url}/w.pth') == 5
+
+
+KILLED = """
+import os, sys, threading
+from pathlib import Path
+from backbones.download import download
+
+def die():
+    while not any(p.stat().st_size for p in Path(sys.argv[2]).glob('*.part')):
+        pass
+    os.kill(os.getpid(), 9)
+
+threading.Thread(target=die).start()
+download(sys.argv[1], folder=sys.argv[2], progress=False)
+"""
+
+
+def test_a_later_download_removes_what_a_killed_one_left(site: Path, web: Web, cache: Path) -> None:
+    (site / 'w.pth').write_bytes(bytes(64 << 20))
+    write(site / 'other.pth', 5)
+    done = subprocess.run([sys.executable, '-c', KILLED, f'{web.url}/w.pth', str(cache)], timeout=120, check=False)
+    assert done.returncode == -9
+    (left,) = cache.glob('*.part')
+    own = [cache / name for name in ('mine.part', f'mine.{"0" * 32}.part')]
+    for path in own:
+        path.write_text('kept')
+    assert by_backbones(f'{web.url}/other.pth') == 5
+    assert not left.exists() and all(path.exists() for path in own)
+
+
+def test_a_download_that_goes_on_is_not_swept(site: Path, web: Web, cache: Path) -> None:
+    write(site / 'w.pth', 4)
+    write(site / 'other.pth', 5)
+    part = cached_path(f'{web.url}/w.pth').with_name(f'{cached_path(f"{web.url}/w.pth").name}.{"0" * 32}.part')
+    cache.mkdir(parents=True)
+    part.write_text('half')
+    with FileLock(f'{cached_path(f"{web.url}/w.pth")}.lock'):
+        assert by_backbones(f'{web.url}/other.pth') == 5
+        assert part.exists()
+    assert by_backbones(f'{web.url}/w.pth') == 4
+    assert not part.exists()
 
 
 def kept(cache: Path) -> list[str]:

@@ -214,7 +214,7 @@ def test_regions_that_are_not_finite_neither_crash_nor_spread(ratio: int) -> Non
 
 def test_an_index_beyond_the_images_is_an_error() -> None:
     rois = torch.tensor([[3.0, 0, 0, 40, 40]])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match='allowed are indices'):
         roi_align(map_of(SHAPE, torch.float32, torch.channels_last), rois, 7, SCALE)
 
 

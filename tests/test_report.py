@@ -142,6 +142,14 @@ def test_a_sheet_of_nothing_is_refused() -> None:
         contact_sheet([])
 
 
+class Dataset(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def get_data_info(self, index: int) -> dict[str, str]:
+        return dict(img_path=self.paths[index])
+
+
 def segmentation_sample(path: Path) -> BaseDataElement:
     truth, prediction = torch.zeros(1, 90, 120, dtype=torch.long), torch.ones(1, 90, 120, dtype=torch.long)
     truth[:, :5] = 255
@@ -164,10 +172,10 @@ def detection_sample(path: Path) -> BaseDataElement:
 def test_the_hook_draws_both_kinds_of_samples(make, is_gray: bool, tmp_path: Path) -> None:
     path = tmp_path / 'photo.jpg'
     cv2.imwrite(str(path), gray(90, 120)[..., 0] if is_gray else gray(90, 120))
-    runner = SimpleNamespace(
-        rank=0, test_dataloader=SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=NAMES)))
-    )
+    dataset = Dataset(metainfo=dict(classes=NAMES), paths=[str(path)])
+    runner = SimpleNamespace(rank=0, test_dataloader=SimpleNamespace(dataset=dataset))
     hook = PictureHook(str(tmp_path / 'out'), max_pictures=2)
+    hook.before_test_epoch(runner)
     hook.after_test_iter(runner, 0, outputs=[make(path)])
     hook.after_test_epoch(runner)
     picture = cv2.imread(str(tmp_path / 'out' / 'photo.png'), cv2.IMREAD_COLOR_RGB)

@@ -1,5 +1,6 @@
 """What do the tools choose for training on a CPU, can it be turned off, and do checkpoints stay compatible?"""
 
+import copy
 import os
 import subprocess
 import sys
@@ -152,13 +153,35 @@ def test_only_the_backbone_is_compiled():
     torch.compiler.reset()
     model = nn.ModuleDict(dict(backbone=InceptionNeXt('atto', layer_scale_init_value=0.5), head=nn.Conv2d(320, 2, 1)))
     names, x = list(model.state_dict()), torch.randn(2, 3, 64, 64)
-    model.eval()
     expected = model.backbone(x)
     assert compile_backbones(model, dict(backend='eager', fullgraph=True)) == ['backbone']
     assert list(model.state_dict()) == names
     assert model.backbone._compiled_call_impl is not None and model.head._compiled_call_impl is None
     for got, wanted in zip(model.backbone(x), expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_an_evaluation_does_not_run_compiled_code():
+    """A compiled graph rounds otherwise; this backend's graphs are wrong altogether."""
+    torch.compiler.reset()
+    runs = []
+
+    def perturb(graph, example_inputs):
+        def run(*args):
+            runs.append(len(args))
+            return tuple(out + 1 for out in graph(*args))
+
+        return run
+
+    model = nn.ModuleDict(dict(backbone=InceptionNeXt('atto', drop_path_rate=0.0)))
+    original, x = copy.deepcopy(model), torch.randn(2, 3, 64, 64)
+    compile_backbones(model, dict(backend=perturb))
+    for mode, number in ((True, 1), (False, 1), (True, 2), (False, 2)):
+        with torch.set_grad_enabled(mode):
+            got, expected = model.train(mode).backbone(x), original.train(mode).backbone(x)
+        assert all(map(torch.equal, got, expected)) is not mode
+        assert len(runs) == number
+    assert copy.deepcopy(model).backbone._compiled_call_impl is None, 'a copy, such as the averaged model, is plain'
 
 
 def test_nothing_to_compile():

@@ -49,6 +49,20 @@ def fit_precision(cfg: Config) -> None:
         wrapper['type'] = 'DenseAmpOptimWrapper'  # MMEngine's own fails without a GPU
 
 
+def warn_of_slow_evaluation(cfg: Config, loop: str) -> None:
+    """Say if the config asks for mixed precision in a validation or test where it is many times slower.
+
+    Args:
+        cfg: Config of a run.
+        loop: ``'val_cfg'`` or ``'test_cfg'``.
+    """
+    if (cfg.get(loop) or {}).get('fp16') and run_device() == 'cpu' and not multiplies_bfloat16():
+        notice(
+            f'{loop}.fp16 makes it many times slower: this processor ({processor()}) has no instructions for bfloat16; '
+            f'--cfg-options {loop}.fp16=False uses float32'
+        )
+
+
 def _is_slow(cfg: Config) -> bool:
     insists = (cfg.get('optim_wrapper') or {}).get('dtype') is not None
     return run_device() == 'cpu' and not insists and not multiplies_bfloat16()

@@ -12,7 +12,7 @@ import dense.distributed.agreement
 import dense.visualization.hook  # noqa: F401  (both register a hook)
 from dense.cpu.defaults import set_cpu_defaults
 from dense.data.run_inputs import RunInputs
-from dense.engine.precision import fit_precision
+from dense.engine.precision import fit_precision, warn_of_slow_evaluation
 from dense.errors import UserError
 
 
@@ -29,6 +29,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     _refuse_caches(cfg)
     set_cpu_defaults(cfg)
     fit_precision(cfg)
+    warn_of_slow_evaluation(cfg, 'val_cfg')
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
@@ -75,6 +76,7 @@ def add_test_defaults(cfg: Config, inputs: RunInputs, *, show_dir: str | None = 
         UserError: The config has no test-time augmentations.
     """
     cfg.randomness.seed = cfg.randomness.seed or 0
+    warn_of_slow_evaluation(cfg, 'test_cfg')
     if tta:
         _use_tta(cfg)
     cfg.test_dataloader.dataset = _checked(inputs, cfg.test_dataloader.dataset, True)

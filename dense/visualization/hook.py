@@ -23,6 +23,7 @@ from dense.visualization.draw import (
     contact_sheet,
     save_picture,
 )
+from dense.visualization.names import picture_names
 
 
 @HOOKS.register_module()
@@ -30,7 +31,7 @@ class PictureHook(Hook):
     """Save one picture per test image, and a sheet of the first ones as ``sheet.png``.
 
     Works for any model that puts instances or label maps (like mmdet's and mmseg's models) or classes (like our
-    classifier) into its samples.
+    classifier) into its samples. A picture is named after its image, with the folder where two would have one name.
 
     Args:
         out_dir: Folder for the pictures; created if missing.
@@ -49,6 +50,12 @@ class PictureHook(Hook):
         self._number = 0
         self._sheet: list[Picture] = []
         self._classes: set[int] = set()
+        self._names: dict[str, str] = {}
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Choose the names; every process of a distributed test chooses the same ones."""
+        dataset = runner.test_dataloader.dataset
+        self._names = picture_names(str(dataset.get_data_info(i)['img_path']) for i in range(len(dataset)))
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
@@ -58,7 +65,7 @@ class PictureHook(Hook):
             if self.max_pictures is not None and self._number >= self.max_pictures:
                 return
             picture = compare_sample(sample, runner.test_dataloader.dataset.metainfo, min_score=self.min_score)
-            save_picture(picture, self.out_dir / f'{_name(sample)}.png')
+            save_picture(picture, self.out_dir / f'{self._names[str(sample.img_path)]}.png')
             self._number += 1
             if len(self._sheet) < self.sheet_size and self._is_worth_a_place(sample):
                 self._sheet.append(picture)
@@ -111,12 +118,6 @@ def compare_sample(sample: Any, metainfo: dict[str, Any], *, min_score: float = 
         title=title,
         min_score=min_score,
     )
-
-
-def _name(sample: Any) -> str:
-    path = Path(sample.img_path)
-    # Images in the folders of several classes may have the same name.
-    return f'{path.parent.name}-{path.stem}' if 'pred_label' in sample else path.stem
 
 
 def objects_of(instances: Any) -> Objects:

@@ -1,10 +1,12 @@
-"""Helpers that all families of ops share: precision of the arithmetic, determinism, vector-Jacobian products."""
+"""Helpers that families of ops share: precision, determinism, vector-Jacobian products, checks of regions."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from backbones.fast.recording import is_recorded
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
@@ -25,6 +27,41 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 def needs_determinism(tensor: Tensor) -> bool:
     """Tell whether kernels that add atomically must be avoided: on a GPU, under deterministic algorithms."""
     return tensor.device.type != 'cpu' and torch.are_deterministic_algorithms_enabled()
+
+
+def check_rois(rois: Tensor, num_images: int, spatial_scale: float) -> None:
+    """Check regions whose first column chooses the image; kernels would read memory that is not the map's.
+
+    Values are checked on a CPU only: elsewhere the process would have to wait for them, and a graph holds none.
+
+    Args:
+        rois: Index of the image and corners ``(n, x1, y1, x2, y2)``, shape (R, 5).
+        num_images: N.
+        spatial_scale: Size of the feature map over that of the image.
+
+    Raises:
+        ValueError: The shape is another one, an index is not in [0, N), or a corner is NaN, infinite or as good as.
+    """
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError(
+            f'rois have shape {tuple(rois.shape)}, allowed is (R, 5)\n'
+            'give rows (index of the image, x1, y1, x2, y2), for example by mmdet.structures.bbox.bbox2roi'
+        )
+    if rois.device.type != 'cpu' or is_recorded() or type(rois.data) is not Tensor or not len(rois):
+        return
+    least, most = (values.tolist() for values in rois.data.aminmax(dim=0))  # NaN if there is one
+    if not (least[0] >= 0 and most[0] < num_images):
+        raise ValueError(
+            f'rois name images from {least[0]:g} to {most[0]:g}, allowed are indices from 0, of {num_images} images\n'
+            'give rows (index of the image in the batch, x1, y1, x2, y2)'
+        )
+    # Sizes on the map, which are differences, must not overflow either.
+    limit = torch.finfo(working_dtype(rois)).max / 2 / max(spatial_scale, 1.0)
+    if not all(-limit < low and high < limit for low, high in zip(least[1:], most[1:], strict=True)):
+        raise ValueError(
+            f'rois have corners from {least[1:]} to {most[1:]}, allowed are finite corners\n'
+            'leave such boxes out; if a model predicted them, its training has diverged: lower the learning rate'
+        )
 
 
 def pair(size: int | tuple[int, ...] | list[int]) -> tuple[int, int]:

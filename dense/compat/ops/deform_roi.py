@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dense.compat.ops import roi_rows
-from dense.compat.ops.common import pair, vector_jacobian, without_autocast, working_dtype
+from dense.compat.ops.common import check_rois, pair, vector_jacobian, without_autocast, working_dtype
 
 SAMPLES_AT_ONCE = 1 << 22  # of all channels; bounds the memory, since a region may have hundreds of points per bin
 
@@ -45,10 +45,12 @@ def deform_roi_pool(
         that begins at the border, and is 0 along the last row or column.
 
     Raises:
-        ValueError: ``rois`` does not have five columns, or the offset does not fit.
+        ValueError: ``rois`` does not have five columns, names no image of the batch or no finite box (on a CPU), or the
+            offset does not fit.
     """
     size = pair(output_size)
-    _check(rois, offset, size)
+    check_rois(rois, len(input), float(spatial_scale))
+    _check_offset(rois, offset, size)
     dtype = working_dtype(input, rois)
     features, regions = input.to(dtype), rois.detach().to(dtype)
     shifts = features.new_zeros(len(rois), 2, *size) if offset is None or not offset.numel() else offset.to(dtype)
@@ -66,12 +68,7 @@ def deform_roi_pool(
         return torch.cat(parts)[order].to(input.dtype)
 
 
-def _check(rois: Tensor, offset: Tensor | None, size: tuple[int, int]) -> None:
-    if rois.dim() != 2 or rois.shape[1] != 5:
-        raise ValueError(
-            f'rois have shape {tuple(rois.shape)}, allowed is (R, 5)\n'
-            'give rows (index of the image, x1, y1, x2, y2), for example by mmdet.structures.bbox.bbox2roi'
-        )
+def _check_offset(rois: Tensor, offset: Tensor | None, size: tuple[int, int]) -> None:
     expected = len(rois), 2, *size
     if offset is not None and offset.numel() and offset.shape != expected:
         raise ValueError(

@@ -18,7 +18,14 @@ import torchvision
 from torch import Tensor
 
 from dense.compat.ops import roi_rows
-from dense.compat.ops.common import needs_determinism, pair, vector_jacobian, without_autocast, working_dtype
+from dense.compat.ops.common import (
+    check_rois,
+    needs_determinism,
+    pair,
+    vector_jacobian,
+    without_autocast,
+    working_dtype,
+)
 
 OUTSIDE = -2.0  # a coordinate that samples nothing: everything beyond -1 is outside the map
 SAMPLES_AT_ONCE = 1 << 24  # of all channels; bounds the memory of the search for the maximum
@@ -49,9 +56,10 @@ def roi_align(
         Shape (R, C, PH, PW), dtype of ``input``. The arithmetic is in float32 or better.
 
     Raises:
-        ValueError: ``rois`` does not have five columns, or ``pool_mode`` is unknown.
+        ValueError: ``rois`` does not have five columns, names no image of the batch or no finite box (on a CPU), or
+            ``pool_mode`` is unknown.
     """
-    _check_rois(rois)
+    check_rois(rois, len(input), float(spatial_scale))
     if pool_mode not in ('avg', 'max'):
         raise ValueError(f"pool_mode is {pool_mode!r}, allowed are 'avg' and 'max'\nuse one of these")
     dtype = working_dtype(input, rois)
@@ -91,9 +99,9 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: int | tuple[int, int], sp
         Shape (R, C, PH, PW), dtype of ``input``; 0 in bins outside the map and in regions without extent.
 
     Raises:
-        ValueError: ``rois`` does not have five columns.
+        ValueError: ``rois`` does not have five columns, or names no image of the batch or no finite box (on a CPU).
     """
-    _check_rois(rois)
+    check_rois(rois, len(input), float(spatial_scale))
     with without_autocast(input):
         argmax = _pool_argmax(input.detach(), rois.detach(), pair(output_size), float(spatial_scale))
         images = rois[:, 0].long()[:, None, None, None]
@@ -120,14 +128,6 @@ def with_exact_regions(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return pooled.to(dtype)
 
     return wide_forward
-
-
-def _check_rois(rois: Tensor) -> None:
-    if rois.dim() != 2 or rois.shape[1] != 5:
-        raise ValueError(
-            f'rois have shape {tuple(rois.shape)}, allowed is (R, 5)\n'
-            'give rows (index of the image, x1, y1, x2, y2), for example by mmdet.structures.bbox.bbox2roi'
-        )
 
 
 def _sample_grids(
@@ -274,6 +274,7 @@ def _roi_align_forward(
     aligned: bool,
 ) -> None:
     size = aligned_height, aligned_width
+    check_rois(rois, len(input), spatial_scale)
     if pool_mode == 1:
         output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, 'avg', aligned))
         return
@@ -299,6 +300,7 @@ def _roi_align_backward(
     aligned: bool,
 ) -> None:
     size = aligned_height, aligned_width
+    check_rois(rois, len(grad_input), spatial_scale)
     if pool_mode == 1:
         pool = functools.partial(
             roi_align,
@@ -324,6 +326,7 @@ def _roi_pool_forward(
     spatial_scale: float,
 ) -> None:
     size = pooled_height, pooled_width
+    check_rois(rois, len(input), spatial_scale)
     argmax.copy_(_pool_argmax(input, rois, size, spatial_scale))
     output.copy_(roi_pool(input, rois, size, spatial_scale))
 
@@ -337,6 +340,7 @@ def _roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
+    check_rois(rois, len(grad_input), spatial_scale)
     images = rois[:, 0].long()[:, None, None, None].expand(argmax.shape)
     channels = torch.arange(argmax.shape[1], device=argmax.device)[:, None, None].expand(argmax.shape)
     full = argmax >= 0
