@@ -219,9 +219,6 @@ def test_counters_of_averaged_checkpoints_may_be_floats(trained: Path, tmp_path:
     key = 'layers.1.num_batches_tracked'
     path = changed(trained, lambda content: content['state_dict'].update({key: torch.tensor(7.0)}), tmp_path)
     assert evaluate(toy_config(tmp_path / 'test'), path)['score'] < 1
-    path = changed(trained, lambda content: content['state_dict'].update({key: torch.tensor(7.5)}), tmp_path)
-    with pytest.raises(ValueError, match=f'float32 in place of int64: {key}'):
-        evaluate(toy_config(tmp_path / 'test'), path)
 
 
 def test_half_precision_weights_are_weights(trained: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,3 +250,11 @@ def test_the_size_of_a_checkpoint_is_known_beforehand(name: str, tmp_path: Path)
     found = sum(tensor.nbytes for tensor in tensors(parts))
     counters = 4 * sum(tensor.ndim == 0 for tensor in tensors(content['optimizer'])) + 8 * (name == 'averaged')
     assert disk_space.checkpoint_bytes(runner) == found - counters
+
+
+def test_a_file_that_is_still_being_written_is_removed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow disk the next save begins before the file that it replaces is in its place."""
+    flush = os.fsync
+    monkeypatch.setattr('dense.engine.atomic.os.fsync', lambda number: (time.sleep(0.3), flush(number)))
+    train(config(tmp_path, steps=6))
+    assert names(tmp_path) == ['iter_6.pth', 'iter_6.pth.sha256']

@@ -131,6 +131,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._save(runner, name, dict(epoch=runner.epoch, iter=step), is_extra=not is_saved)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+        self._look(runner)  # what is removed below may still be being written
         if self.max_keep_ckpts > 0 and (not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step):
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
