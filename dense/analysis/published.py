@@ -18,7 +18,7 @@ MACS_TOLERANCE = 0.01
 IN1K, IN1K_384 = (224, 224), (384, 384)
 COCO, UPERNET, SEMANTIC_FPN = (800, 1280), (512, 2048), (512, 512)
 NO_MASK_LAYERS = (
-    "they equal ours without the mask head's deconvolution and logits (6.74 G at 100 regions); "
+    "they equal ours if the mask head's deconvolution and logits (6.74 G at 100 regions) are left out; "
     'the authors do not say why.'
 )
 

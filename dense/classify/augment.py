@@ -78,6 +78,8 @@ class BatchAugment:
         for place in range(number):
             with randomness_at(BATCH, place * world_size + rank):
                 parts.append(self._augment(images[place::number], labels[place::number]))
+        if number == 1:
+            return parts[0]
         images, targets = (torch.stack(tensors, 1).flatten(0, 1) for tensors in zip(*parts, strict=True))
         return images, targets
 

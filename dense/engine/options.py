@@ -110,10 +110,13 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         UserError: An option replaces what a later one belongs to.
     """
+    new = {key for key in options if key.split('.')[0] not in cfg}  # whole branches that the config lacks
     for key, value in options.items():
         *parents, last = key.split('.')
         node: Any = cfg
         for part in parents:
+            if key in new and isinstance(node, dict | Config) and part not in node:
+                node[part] = ConfigDict()
             place = _place(node, part, key, may_be_new=False)
             # Validation and test data are often one object; an option for one must not change the other.
             node[place] = copy.copy(node[place])

@@ -33,7 +33,7 @@ def add_run_defaults(cfg: Config, inputs: RunInputs) -> None:
     seed = cfg.randomness.seed
     loader = cfg.train_dataloader
     loader.dataset = dict(type='mmengine.SeededDataset', seed=seed, dataset=_checked(inputs, loader.dataset, False))
-    loader.sampler = dict(type='mmengine.whole_order', sampler=loader.sampler, seed=seed)
+    loader.sampler = dict(type='mmengine.whole_order', sampler=loader.get('sampler'), seed=seed)
     loader.batch_sampler = dict(
         type='mmengine.SeededBatchSampler',
         inner=loader.get('batch_sampler'),
