@@ -13,6 +13,15 @@ from dense.engine.launch import load_config, train
 from dense.engine.launch import test as evaluate
 
 # One leaf of each recipe: the smallest. The others train in the slow suite.
+QUICK = [
+    'mask-rcnn_inceptionnext-a_fpn_1x_coco',
+    'mask-rcnn_inceptionnext-a_fpn_250i_mini-160x160',
+    'mask-rcnn_fasternet-t0_fpn_ms-crop-3x_coco',
+    'retinanet_inceptionnext-a_fpn_1x_coco',
+    'upernet_inceptionnext-a_4xb4-160k_ade20k-512x512',
+    'upernet_inceptionnext-a_450i_mini-128x128',
+    'semantic-fpn_fasternet-t0_8xb4-40k_ade20k-512x512',
+]
 OF_EACH_RECIPE = [
     'mask-rcnn_inceptionnext-a_fpn_1x_coco',
     'mask-rcnn_inceptionnext-a_fpn_400i_coco-320x320',
@@ -62,7 +71,9 @@ def train_one_step(name, root, work_dir):
     return runner.model
 
 
-@pytest.mark.parametrize('name', OF_EACH_RECIPE)
+@pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_EACH_RECIPE]
+)
 def test_one_step_and_one_prediction(name, data, tmp_path):
     model = train_one_step(name, data, tmp_path)
     if parts_of(name)['arch'] == 'r50':  # another package's class, without output norms

@@ -190,6 +190,7 @@ print(hardware.page_faults(), hardware.memory_use(cpu), 'unknown memory' in hard
 """
 
 
+@pytest.mark.slow
 def test_measuring_works_on_a_system_without_the_resource_module() -> None:
     code = HIDDEN.format(root=str(PROJECT))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)

@@ -95,7 +95,7 @@ def test_odd_annotations(tmp_path: Path) -> None:
     """What is accepted can also be loaded, with finite boxes and a mask for each."""
     reader, accepted = READERS['annotations'], []
 
-    @settings(**{**COMMON, 'max_examples': 4 * BUDGET})  # type: ignore[arg-type]
+    @settings(**{**COMMON, 'max_examples': 2 * BUDGET})  # type: ignore[arg-type]
     @given(odd_annotations())
     def check(content: dict[str, Any]) -> None:
         accepted.append(reader.accepts(json.dumps(content).encode(), tmp_path))

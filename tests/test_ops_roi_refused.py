@@ -33,7 +33,9 @@ def refused(function, *args: object, match: str) -> None:
 
 
 @every_op
-@pytest.mark.parametrize('channels', [3, 64], ids=['few channels', 'rows'])
+@pytest.mark.parametrize(
+    'channels', [pytest.param(3, id='few channels'), pytest.param(64, id='rows', marks=pytest.mark.slow)]
+)
 def test_by_every_op(op: str, channels: int) -> None:
     right = [1, 0, 0, 4, 4]
     for rows, match in ((NO_IMAGE, 'allowed are indices from 0, of 2 images'), (NO_SIZE, 'allowed are finite corners')):

@@ -65,7 +65,13 @@ def losses(work_dir: Path) -> dict[int, dict[str, float]]:
     return {row['step']: {k: row[k] for k in row if 'loss' in k or k == 'lr'} for row in rows if 'loss' in row}
 
 
-@pytest.mark.parametrize('name', RUNS)
+# The exactness of every setting is tested on toy runs (test_resume_exact.py).
+LONG = ('segmentor', 'detector counted in epochs')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RUNS]
+)
 def test_resumed_run_equals_uninterrupted_run(
     name: str,
     tiny_data: Path,

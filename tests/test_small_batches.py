@@ -42,7 +42,9 @@ def train_on_one_image(name, root, work_dir, options):
     return runner.model
 
 
-@pytest.mark.parametrize('arch', UPERNET)
+@pytest.mark.parametrize(
+    'arch', [arch if arch == next(iter(UPERNET)) else pytest.param(arch, marks=pytest.mark.slow) for arch in UPERNET]
+)
 def test_upernet_without_batch_statistics(arch, ade20k, tmp_path):
     name = f'upernet_{arch}-160k_ade20k-512x512'
     model = train_on_one_image(name, ade20k, tmp_path, {**UPERNET[arch], **FROZEN_STATISTICS})

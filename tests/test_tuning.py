@@ -70,8 +70,9 @@ def test_nothing_is_chosen_for_a_gpu(device, monkeypatch):
     assert 'lean_mlp' not in cfg.model.backbone and 'fused' not in cfg.optim_wrapper.optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('all_in_tiles')
-@pytest.mark.parametrize('task', [pytest.param('det', marks=pytest.mark.slow), 'seg'])
+@pytest.mark.parametrize('task', ['det', 'seg'])
 def test_runs_with_and_without_are_exchangeable(task, tiny_data, tiny_options, tiny_config_files, tmp_path, on_cpu):
     """A run that was begun with the choices goes on without them, and the other way round, to the same losses."""
     off = {'model.backbone.lean_mlp': False, 'winograd': False}

@@ -184,6 +184,7 @@ if runner.rank == 0:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [{}, {'custom_hooks': [dict(type='EMAHook', momentum=0.5)]}], ids=['plain', 'EMA'])
 def test_several_processes_validate_the_model_that_they_save(changes: dict[str, Any], tmp_path: Path) -> None:
     """Each process has batch statistics of its own images; a checkpoint holds those of the main process."""
