@@ -147,7 +147,7 @@ def test_under_torchrun_the_cause_comes_first_and_once(tmp_path: Path) -> None:
 
 def test_a_time_out_is_that_of_the_config(tmp_path: Path) -> None:
     """From the moment at which a process stands still."""
-    config = toy_file(tmp_path / 'run', fail_at(0, 6, 'stop'), timeout=60)
+    config = toy_file(tmp_path / 'run', fail_at(1, 6, 'stop'), timeout=60)  # the other one writes the checkpoints
     begun: list[float] = []
     process = subprocess.Popen(
         command(config, '--gpus', '2', '--cfg-options', f'env_cfg.dist_cfg.timeout={TIMEOUT}'),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
@@ -73,10 +74,11 @@ class Spoil(Hook):
     Args:
         what: ``'output'`` or ``'gradient'``.
         steps: When.
+        rank: In which process.
     """
 
-    def __init__(self, what: str, steps: list[int]) -> None:
-        self.fault = what, tuple(steps)
+    def __init__(self, what: str, steps: list[int], rank: int = 0) -> None:
+        self.fault = what, tuple(steps) if get_rank() == rank else ()
 
     def before_train(self, runner: Any) -> None:
         _Fault.runner = runner
@@ -209,7 +211,8 @@ import os
 rank = int(os.environ['RANK'])
 folder = Path({folder!r})
 def run(name, **changes):
-    cfg = config(folder / name, what='output', bad=(5,) if rank == 1 else (), launcher='pytorch', **changes)
+    cfg = config(folder / name, what='output', launcher='pytorch', **changes)
+    cfg.custom_hooks[0].rank = 1
     return train(cfg)
 try:
     run('stop')

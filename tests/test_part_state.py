@@ -213,5 +213,6 @@ def test_each_process_keeps_its_own(tmp_path: Path, capfd: pytest.CaptureFixture
     assert not torch.equal(first['']['center'][0], second['']['center'][0])
     assert_equal(saved(end_of(tmp_path / 'again')), saved(end_of(tmp_path / 'whole')))
     cfg = toy_config(tmp_path / 'one', steps=4, model=dict(type='KeepingNet'))
+    cfg.train_dataloader.batch_size *= 2  # the same global batch
     resumed(cfg, tmp_path / 'one', tmp_path / 'whole' / 'iter_3.pth')
     assert 'go on with that of the first' in capfd.readouterr().out

@@ -122,7 +122,8 @@ class Agent(LocalElasticAgent):
             raise _RunStopped
         if any(statuses.values()) or any(self._has_said_why(pid) for pid in ranks):
             self._explain(find_failed(ranks, self._folder))
-            end_all(ranks)
+            # Not SIGTERM, at which they would try to finish a step that needs the process that failed.
+            end_all(ranks, signal.SIGKILL)
         elif None in statuses.values():
             # The original would look once more, and be the first to see what happened in between.
             return RunResult(state=WorkerState.HEALTHY)

@@ -34,7 +34,7 @@ def end_with_parent(
 def _watch(pid: int, is_alive: Callable[[], bool], is_told_to_end: Callable[[int, float], bool]) -> None:
     while is_alive() and (os.name != 'posix' or os.getppid() == pid):
         if is_told_to_end(pid, PARENT_CHECK_INTERVAL):
-            break
+            os._exit(0)  # PyTorch takes any other status of a loading process for an error, and says so
     os._exit(1)
 
 

@@ -117,7 +117,7 @@ class FiniteLossHook(Hook):
         found: list[Culprit] = all_gather_object(find_culprit(runner, batches, seeding))
         self._before.restore_buffers()
         runner.optim_wrapper.zero_grad()
-        cause = _cause(max(found, key=lambda culprit: culprit.is_found))
+        cause = _cause(max(found, key=lambda culprit: (culprit.is_found, bool(culprit.layer))))
         skipped = runner.message_hub.runtime_info.get(SKIPPED, 0) + 1
         if skipped > self.limit:
             beyond = f'; {self.limit} updates have been left out before' if self.limit else ''

@@ -3,6 +3,7 @@
 PyTorch's ``state_dict`` leaves such plain Python state out. A resumed run would start without it.
 """
 
+import io
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -208,7 +209,19 @@ def gather_part_states(runner: Any) -> list[Any] | None:
             f'WARNING: {_listed(new)} changed in training and cannot be stored in a checkpoint: a resumed run goes on '
             'without, and may differ'
         )
-    return gather_object(state)
+    # As the bytes of a file: torch.distributed fails to unpickle some tensors where double is the default type.
+    gathered = gather_object(_packed(state))
+    return None if gathered is None else [_unpacked(packed) for packed in gathered]
+
+
+def _packed(state: Any) -> bytes:
+    with io.BytesIO() as file:
+        torch.save(state, file)
+        return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), weights_only=True)
 
 
 def _items(owner: Any, inside: set[nn.Module]) -> list[tuple[Any, Any]]:
